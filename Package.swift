@@ -1,0 +1,112 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+/// Every target of ours: Swift 6 mode comes with the tools version; unsafe code is marked, and no warning is left standing.
+let strict: [SwiftSetting] = [
+  .strictMemorySafety(),
+  .treatAllWarnings(as: .error),
+  .enableExperimentalFeature("Lifetimes"),
+  .enableUpcomingFeature("ExistentialAny"),
+]
+/// Tests handle raw memory all day long: the same, without the `unsafe` marks.
+let relaxed: [SwiftSetting] = [
+  .treatAllWarnings(as: .error),
+  .enableUpcomingFeature("ExistentialAny"),
+]
+
+let package = Package(
+  name: "vhost-swiftd",
+  products: [
+    .executable(name: "vhost-swiftd", targets: ["vhost-swiftd"]),
+    .library(name: "VirtQueue", targets: ["VirtQueue"]),
+    .library(name: "HostIO", targets: ["HostIO"]),
+    .library(name: "DeviceKit", targets: ["DeviceKit"]),
+    .library(name: "VhostUser", targets: ["VhostUser"]),
+    .library(name: "VhostFrontend", targets: ["VhostFrontend"]),
+  ],
+  dependencies: [
+    .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+    .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
+  ],
+  targets: [
+    // Floor 0: what the machine gives.
+    .target(name: "CLinux", cSettings: [.define("_GNU_SOURCE")]),
+    .systemLibrary(name: "CLiburing", pkgConfig: "liburing", providers: [.apt(["liburing-dev"])]),
+    .systemLibrary(name: "CNuma", providers: [.apt(["libnuma-dev"])]),
+    .target(name: "VirtQueue", dependencies: ["CLinux"], swiftSettings: strict),
+    .target(
+      name: "HostIO", dependencies: ["CLinux", "CLiburing", "CNuma"], swiftSettings: strict),
+
+    // Floor 1: what a device author reads.
+    .target(name: "DeviceKit", dependencies: ["VirtQueue", "HostIO"], swiftSettings: strict),
+
+    // Floor 2: devices, the wire, and the other side of the wire.
+    .target(
+      name: "BlockBackend", dependencies: ["DeviceKit", "VirtQueue", "HostIO"],
+      swiftSettings: strict),
+    .target(
+      name: "NetBackend", dependencies: ["DeviceKit", "VirtQueue", "HostIO"], swiftSettings: strict),
+    .target(
+      name: "VhostUser",
+      dependencies: [
+        "DeviceKit", "VirtQueue", "HostIO", .product(name: "Logging", package: "swift-log"),
+      ], swiftSettings: strict),
+    .target(name: "VhostFrontend", dependencies: ["CLinux", "HostIO"], swiftSettings: strict),
+
+    // Floor 3: programs.
+    .executableTarget(
+      name: "vhost-swiftd",
+      dependencies: [
+        "BlockBackend", "NetBackend", "EntropyDevice", "VhostUser", "DeviceKit", "HostIO",
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+        .product(name: "Logging", package: "swift-log"),
+      ], swiftSettings: strict),
+    .target(
+      name: "EntropyDevice", dependencies: ["DeviceKit", "VirtQueue"],
+      path: "Examples/EntropyDevice", swiftSettings: strict),
+    .executableTarget(
+      name: "rng-backend", dependencies: ["EntropyDevice", "DeviceKit", "VhostUser"],
+      path: "Examples/rng-backend", swiftSettings: strict),
+    .executableTarget(
+      name: "ring-bench", dependencies: ["VirtQueue", "VhostFrontend"],
+      path: "Benchmarks/ring-bench", swiftSettings: strict),
+
+    // Tests, one target a module, then journeys through several, the program, a guest, and the house rules.
+    .target(
+      name: "TestSupport", dependencies: ["HostIO", "VhostFrontend"], path: "Tests/Support/TestSupport",
+      swiftSettings: relaxed),
+    .target(name: "GuestHarness", path: "Tests/Support/GuestHarness", swiftSettings: relaxed),
+    .testTarget(
+      name: "VirtQueueTests", dependencies: ["VirtQueue", "VhostFrontend", "TestSupport"],
+      swiftSettings: relaxed),
+    .testTarget(name: "HostIOTests", dependencies: ["HostIO", "CLinux", "TestSupport"], swiftSettings: relaxed),
+    .testTarget(
+      name: "DeviceKitTests",
+      dependencies: ["DeviceKit", "VirtQueue", "HostIO", "VhostFrontend", "TestSupport"],
+      swiftSettings: relaxed),
+    .testTarget(
+      name: "VhostUserTests",
+      dependencies: ["VhostUser", "DeviceKit", "VirtQueue", "HostIO", "VhostFrontend", "TestSupport"],
+      swiftSettings: relaxed),
+    .testTarget(
+      name: "BlockBackendTests",
+      dependencies: ["BlockBackend", "DeviceKit", "VirtQueue", "HostIO", "TestSupport"],
+      swiftSettings: relaxed),
+    .testTarget(name: "NetBackendTests", dependencies: ["NetBackend"], swiftSettings: relaxed),
+    .testTarget(
+      name: "VhostFrontendTests", dependencies: ["VhostFrontend", "HostIO", "TestSupport"],
+      swiftSettings: relaxed),
+    .testTarget(
+      name: "JourneyTests",
+      dependencies: [
+        "BlockBackend", "EntropyDevice", "VhostUser", "DeviceKit", "VirtQueue", "HostIO",
+        "VhostFrontend", "TestSupport",
+      ], swiftSettings: relaxed),
+    .testTarget(
+      name: "DaemonTests", dependencies: ["VhostFrontend", "HostIO", "TestSupport"],
+      swiftSettings: relaxed),
+    .testTarget(
+      name: "GuestTests", dependencies: ["GuestHarness", "TestSupport"], swiftSettings: relaxed),
+    .testTarget(name: "HouseTests", dependencies: ["TestSupport"], swiftSettings: relaxed),
+  ]
+)

@@ -1,0 +1,4 @@
+#pragma once
+#include "clx_atomics.h"
+#include "clx_system.h"
+#include "clx_uring.h"
