@@ -48,3 +48,9 @@ CLX_INLINE void clx_pause(void) {
   __asm__ volatile("yield");
 #endif
 }
+
+/// Copies bytes that another party may be changing, once: what is read afterwards is the copy, never the source again.
+CLX_INLINE void clx_copy_once(void *to, const void *from, unsigned long count) {
+  __builtin_memcpy(to, from, count);
+  __asm__ volatile("" : : "r"(to) : "memory");
+}

@@ -1,0 +1,16 @@
+// GNU-only calls, see clx_system.h.
+#include "CLinux.h"
+
+const int clx_O_DIRECT = O_DIRECT, clx_O_PATH = O_PATH;
+
+int clx_accept4(int fd, int flags) { return accept4(fd, NULL, NULL, flags); }
+
+int clx_fallocate(int fd, int mode, int64_t offset, int64_t length) { return fallocate(fd, mode, offset, length); }
+
+long clx_preadv2(int fd, const struct iovec *vectors, int count, int64_t offset, int flags) {
+  return preadv2(fd, vectors, count, offset, flags);
+}
+
+long clx_pwritev2(int fd, const struct iovec *vectors, int count, int64_t offset, int flags) {
+  return pwritev2(fd, vectors, count, offset, flags);
+}

@@ -1,0 +1,64 @@
+// One descriptor chain that the driver made available, from `next()` to `complete()`. Move-only: it is given out
+// once and goes back once. On the queue's thread only.
+
+import Glibc
+
+/// A chain: what the driver offers to read and to write, under one head.
+///
+/// A device ends it by `complete`; one that is to wait for I/O is held (`hold`) under its head and taken back
+/// (`VirtRing.take`) when the I/O is done. A chain that is dropped instead breaks its queue with `QueueFault.chainDropped`.
+@safe @frozen public struct Chain: ~Copyable {
+  /// The driver's name for the chain while it is out: the head descriptor's index (packed: the buffer id), below the
+  /// queue size. A device keeps per-request state in an array indexed by it.
+  public let head: UInt16
+  // SAFETY: a slot of the ring's table, which outlives its chains: a ring is torn down only when none is out.
+  @usableFromInline let slot: UnsafeMutablePointer<Slot>
+
+  @inlinable init(head: UInt16, slot: UnsafeMutablePointer<Slot>) {
+    self.head = head
+    unsafe self.slot = unsafe slot
+  }
+
+  deinit {
+    unsafe slot.pointee.state = .dropped
+  }
+
+  /// What the device may read.
+  @inlinable public var readable: Segments {
+    @_lifetime(borrow self) get {
+      // SAFETY: the slot is live while the chain is.
+      let part = unsafe Segments(
+        first: slot.pointee.segments, count: Int(slot.pointee.readableCount),
+        byteCount: slot.pointee.readableBytes)
+      return unsafe _overrideLifetime(part, borrowing: self)
+    }
+  }
+
+  /// What the device may write.
+  @inlinable public var writable: Segments {
+    @_lifetime(borrow self) get {
+      // SAFETY: the slot is live while the chain is; the writable segments follow the readable ones.
+      let part = unsafe Segments(
+        first: slot.pointee.segments + Int(slot.pointee.readableCount),
+        count: Int(slot.pointee.writableCount), byteCount: slot.pointee.writableBytes)
+      return unsafe _overrideLifetime(part, borrowing: self)
+    }
+  }
+
+  /// Whether some of its bytes are not in guest memory. Such a request fails; what can be reached of it may still
+  /// carry the news (a status byte).
+  @inlinable public var hasHole: Bool { unsafe slot.pointee.hasHole }
+
+  /// Sets the chain aside under its head; `VirtRing.take` brings it back. Its memory stays valid meanwhile.
+  @inlinable public consuming func hold() -> UInt16 {
+    unsafe slot.pointee.state = .held
+    return release()
+  }
+
+  /// Ends the chain's life here without a report: for the ring, which completes it.
+  @usableFromInline @inline(__always) consuming func release() -> UInt16 {
+    let head = self.head
+    discard self
+    return head
+  }
+}

@@ -1,0 +1,11 @@
+// The arithmetic of notification suppression (virtio 1.3 §2.7.10, §2.8.10), apart from any memory. Called by the
+// rings, and by the exhaustive model in the tests, so that what is modelled is what ships.
+
+public enum EventIndex {
+  /// Whether moving an index from `old` to `new` passed `event`: then the other side asked to be told.
+  /// All three wrap at 2^16. (virtio 1.3 §2.7.10.1)
+  @inlinable @inline(__always)
+  public static func passed(event: UInt16, new: UInt16, old: UInt16) -> Bool {
+    (new &- event &- 1) < (new &- old)
+  }
+}

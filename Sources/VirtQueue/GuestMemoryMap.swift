@@ -1,0 +1,178 @@
+// The guest's memory as this process sees it: an immutable table of regions with a generation. Built by the
+// control thread from what the front-end shares, read by every queue thread without a lock.
+//
+// A ring that takes up a map keeps it alive until its last request on it has completed (see SlotTable), so a
+// region is unmapped by its owner's `deinit` and never under a running request.
+
+import CLinux
+
+/// One shared region. Addresses and sizes in bytes.
+@safe public struct GuestRegion: Sendable {
+  /// Where the guest sees it (guest physical address).
+  public let guestAddress: UInt64
+  public let size: UInt64
+  /// Where the front-end sees it: ring addresses arrive in this space (vhost-user "user address").
+  public let userAddress: UInt64
+  /// Where this process sees `guestAddress`.
+  public nonisolated(unsafe) let host: UnsafeMutableRawPointer
+  /// Keeps the mapping behind `host` alive; unmaps it when the last map that names the region is gone.
+  public let owner: any AnyObject & Sendable
+
+  // SAFETY: the caller promises that `owner` keeps `size` bytes at `host` mapped for as long as it lives.
+  public init(
+    guestAddress: UInt64, size: UInt64, userAddress: UInt64, host: UnsafeMutableRawPointer,
+    owner: any AnyObject & Sendable
+  ) {
+    self.guestAddress = guestAddress
+    self.size = size
+    self.userAddress = userAddress
+    unsafe self.host = host
+    self.owner = owner
+  }
+}
+
+/// Why a set of regions is not a memory map.
+public enum MemoryMapError: Error, Equatable, Sendable {
+  case emptyRegion(guestAddress: UInt64)
+  case addressOverflow(guestAddress: UInt64, userAddress: UInt64, size: UInt64)
+  /// Two regions share guest or user addresses (vhost-user: memory regions must not overlap).
+  case overlap(guestAddress: UInt64, with: UInt64)
+}
+
+/// A region as the hot path reads it: a range of one address space and the host address of its start.
+@unsafe @usableFromInline struct MapEntry {
+  @usableFromInline let start: UInt64
+  @usableFromInline let size: UInt64
+  @usableFromInline let host: UnsafeMutableRawPointer
+}
+
+/// An immutable memory map. Thread-safe: nothing changes after `init`.
+@safe public final class GuestMemoryMap: Sendable {
+  /// Rises by one with each new table; requests remember the one they were read under.
+  public let generation: UInt32
+  /// Sorted by guest address.
+  public let regions: [GuestRegion]
+
+  // SAFETY: both tables are written in `init` only and freed in `deinit`; `regions` keeps what they point to.
+  private nonisolated(unsafe) let byGuest: UnsafeMutablePointer<MapEntry>
+  private nonisolated(unsafe) let byUser: UnsafeMutablePointer<MapEntry>
+
+  /// Checks and sorts; throws on an empty region, an address overflow, or an overlap in either address space.
+  public init(generation: UInt32, regions: [GuestRegion]) throws(MemoryMapError) {
+    for region in regions {
+      if region.size == 0 { throw .emptyRegion(guestAddress: region.guestAddress) }
+      if region.guestAddress.addingReportingOverflow(region.size).overflow
+        || region.userAddress.addingReportingOverflow(region.size).overflow
+      {
+        throw .addressOverflow(
+          guestAddress: region.guestAddress, userAddress: region.userAddress, size: region.size)
+      }
+    }
+    let sorted = regions.sorted { $0.guestAddress < $1.guestAddress }
+    let sortedByUser = regions.sorted { $0.userAddress < $1.userAddress }
+    try Self.rejectOverlap(sorted) { $0.guestAddress }
+    try Self.rejectOverlap(sortedByUser) { $0.userAddress }
+
+    self.generation = generation
+    self.regions = sorted
+    // SAFETY: one entry a region is written to each table, in bounds by construction.
+    unsafe byGuest = .allocate(capacity: sorted.count)
+    unsafe byUser = .allocate(capacity: sorted.count)
+    for (i, region) in sorted.enumerated() {
+      unsafe (byGuest + i).initialize(
+        to: MapEntry(start: region.guestAddress, size: region.size, host: region.host))
+    }
+    for (i, region) in sortedByUser.enumerated() {
+      unsafe (byUser + i).initialize(
+        to: MapEntry(start: region.userAddress, size: region.size, host: region.host))
+    }
+  }
+
+  deinit {
+    // SAFETY: allocated in `init`; a view outlives its map only against its own contract.
+    unsafe byGuest.deallocate()
+    unsafe byUser.deallocate()
+  }
+
+  private static func rejectOverlap(
+    _ sorted: [GuestRegion], start: (GuestRegion) -> UInt64
+  ) throws(MemoryMapError) {
+    for (a, b) in zip(sorted, sorted.dropFirst()) where start(b) - start(a) < a.size {
+      throw .overlap(guestAddress: b.guestAddress, with: a.guestAddress)
+    }
+  }
+
+  /// Guest physical addresses, for descriptors. Valid while the map lives.
+  public var guestView: MemoryView { unsafe MemoryView(entries: byGuest, count: regions.count) }
+  /// Front-end addresses, for rings. Valid while the map lives.
+  public var userView: MemoryView { unsafe MemoryView(entries: byUser, count: regions.count) }
+
+  /// The host address of `length` bytes at a front-end address, where they lie in one region and at the
+  /// given alignment (a power of two); nil otherwise.
+  public func ringArea(at user: UInt64, length: UInt64, alignment: UInt64) -> UnsafeMutableRawPointer? {
+    guard user & (alignment - 1) == 0 else { return nil }
+    var hint = 0
+    // SAFETY: the piece lies in a region this map keeps mapped.
+    guard let piece = unsafe userView.piece(at: user, upTo: length, hint: &hint),
+      unsafe piece.count >= length, unsafe UInt(bitPattern: piece.start) & UInt(alignment - 1) == 0
+    else { return nil }
+    return unsafe piece.start
+  }
+}
+
+/// A run of bytes that is contiguous in this process.
+@unsafe public struct HostPiece {
+  public let start: UnsafeMutableRawPointer
+  public let count: UInt64
+  @inlinable init(start: UnsafeMutableRawPointer, count: UInt64) {
+    unsafe self.start = unsafe start
+    unsafe self.count = count
+  }
+}
+
+/// An unowned look at one address space of a map: two words, no reference counting. Whoever holds one holds the map.
+@safe public struct MemoryView {
+  // SAFETY: `entries` points at `count` sorted entries that live as long as the map the view came from.
+  @usableFromInline let entries: UnsafeMutablePointer<MapEntry>
+  @usableFromInline let count: Int
+
+  @inlinable init(entries: UnsafeMutablePointer<MapEntry>, count: Int) {
+    unsafe self.entries = unsafe entries
+    self.count = count
+  }
+
+  /// The longest run at `address` of at most `length` bytes that lies in one region; nil in a hole.
+  /// `hint` remembers the region of the last answer. O(1) on a hit, O(log regions) otherwise.
+  @inlinable @inline(__always)
+  public func piece(at address: UInt64, upTo length: UInt64, hint: inout Int) -> HostPiece? {
+    // SAFETY: `hint` and what `find` returns are below `count`; offsets are below the entry's size.
+    if hint < count {
+      let entry = unsafe entries[hint]
+      let offset = unsafe address &- entry.start
+      if unsafe offset < entry.size {
+        return unsafe HostPiece(
+          start: entry.host + Int(truncatingIfNeeded: offset), count: min(length, entry.size &- offset))
+      }
+    }
+    return unsafe search(at: address, upTo: length, hint: &hint)
+  }
+
+  @usableFromInline @inline(never)
+  func search(at address: UInt64, upTo length: UInt64, hint: inout Int) -> HostPiece? {
+    var low = 0
+    var high = count
+    while low < high {
+      let middle = (low + high) / 2
+      // SAFETY: 0 <= middle < count.
+      if unsafe entries[middle].start <= address { low = middle + 1 } else { high = middle }
+    }
+    guard low > 0 else { return nil }
+    // SAFETY: low - 1 is in bounds; the offset is checked against the entry's size.
+    let entry = unsafe entries[low - 1]
+    let offset = unsafe address - entry.start
+    guard unsafe offset < entry.size else { return nil }
+    hint = low - 1
+    return unsafe HostPiece(
+      start: entry.host + Int(truncatingIfNeeded: offset), count: min(length, entry.size - offset))
+  }
+}

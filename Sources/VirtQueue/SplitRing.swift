@@ -1,0 +1,257 @@
+// The split virtqueue, device side (virtio 1.3 §2.7). One queue thread owns it; the driver runs beside it on the other
+// side of shared memory. Each word of that memory is read once, through an atomic.
+
+import CLinux
+
+@safe public struct SplitRing: ~Copyable, VirtRing {
+  public let size: UInt16
+  @usableFromInline let mask: UInt16
+  @usableFromInline let indirect: Bool
+  @usableFromInline let eventIndex: Bool
+  @usableFromInline let layout: RingLayout
+
+  // SAFETY: the three areas lie in regions of `table.map`, at the lengths the layout asks for; `move` renews them
+  // before the map goes.
+  @usableFromInline var descriptors: UnsafeMutableRawPointer
+  @usableFromInline var available: UnsafeMutableRawPointer
+  @usableFromInline var used: UnsafeMutableRawPointer
+
+  @usableFromInline var table: SlotTable
+  /// The next available entry to take, and how far the driver was seen to have come.
+  @usableFromInline var nextAvailable: UInt16
+  @usableFromInline var seenAvailable: UInt16
+  /// The next used entry to write, and what the driver has been shown.
+  @usableFromInline var nextUsed: UInt16
+  @usableFromInline var publishedUsed: UInt16
+  /// False until the first publication: the driver is then told in any case.
+  @usableFromInline var hasPublished = false
+  @usableFromInline var kicksSuppressed = false
+  public private(set) var fault: QueueFault?
+  /// `fault != nil`, as the hot path asks it.
+  @usableFromInline var broken = false
+
+  /// Takes up a ring where the layout says; the used index is read from the ring itself.
+  public init(_ layout: RingLayout, map: GuestMemoryMap) throws(RingLayoutError) {
+    guard layout.size > 0, layout.size <= RingLayout.largestSize, layout.size & (layout.size - 1) == 0 else {
+      throw .badSize(layout.size)
+    }
+    let areas = unsafe try Self.areas(of: layout, in: map)
+    unsafe self.init(layout, map: map, areas: areas)
+  }
+
+  private init(_ layout: RingLayout, map: GuestMemoryMap, areas: Areas) {
+    size = layout.size
+    mask = layout.size &- 1
+    indirect = layout.indirect
+    eventIndex = layout.eventIndex
+    self.layout = layout
+    unsafe descriptors = areas.descriptors
+    unsafe available = areas.available
+    unsafe used = areas.used
+    table = SlotTable(size: layout.size, map: map)
+    nextAvailable = UInt16(truncatingIfNeeded: layout.base)
+    seenAvailable = nextAvailable
+    // SAFETY: `used` spans at least 4 bytes.
+    nextUsed = unsafe clx_load_acquire_u16(areas.used + 2)
+    publishedUsed = nextUsed
+  }
+
+  private typealias Areas = (
+    descriptors: UnsafeMutableRawPointer, available: UnsafeMutableRawPointer, used: UnsafeMutableRawPointer
+  )
+
+  private static func areas(of layout: RingLayout, in map: GuestMemoryMap) throws(RingLayoutError) -> Areas {
+    let count = UInt64(layout.size)
+    // The event field is there only where it is used: some front-ends map no more than that.
+    let event: UInt64 = layout.eventIndex ? 2 : 0
+    guard let d = unsafe map.ringArea(at: layout.descriptorArea, length: 16 * count, alignment: 16) else {
+      throw .badArea(name: "descriptor", address: layout.descriptorArea)
+    }
+    guard let a = unsafe map.ringArea(at: layout.driverArea, length: 4 + 2 * count + event, alignment: 2) else {
+      throw .badArea(name: "available", address: layout.driverArea)
+    }
+    guard let u = unsafe map.ringArea(at: layout.deviceArea, length: 4 + 8 * count + event, alignment: 4) else {
+      throw .badArea(name: "used", address: layout.deviceArea)
+    }
+    return unsafe (d, a, u)
+  }
+
+  public var liveCount: Int { @inlinable get { table.liveCount } }
+  public var base: UInt32 { UInt32(nextAvailable) }
+
+  // MARK: Taking chains
+
+  @inlinable @inline(__always)
+  public mutating func next() -> Chain? {
+    if nextAvailable == seenAvailable, !look() { return nil }
+    guard !broken, table.hasRoom else { return nil }
+    // SAFETY: the masked index is below `size`, and the area holds that many entries. The acquire in `look` orders this
+    // and every later read of the chain after the driver's publication.
+    let head = unsafe clx_load_relaxed_u16(available + 4 + 2 * Int(nextAvailable & mask))
+    guard head < size else {
+      fail(.headOutOfRange(head, size: size))
+      return nil
+    }
+    let slot = unsafe table.slots + Int(head)
+    guard unsafe slot.pointee.state == .free else {
+      unsafe refuse(slot, head)
+      return nil
+    }
+    if let fault = unsafe walk(from: head, into: slot) {
+      unsafe table.close(slot)
+      fail(fault)
+      return nil
+    }
+    nextAvailable &+= 1
+    return unsafe Chain(head: head, slot: slot)
+  }
+
+  /// Reads the driver's index; false where nothing is new or the index cannot be.
+  @inlinable @inline(__always)
+  mutating func look() -> Bool {
+    guard !broken else { return false }
+    // Pairs with the driver's release of the available index (virtio 1.3 §2.7.13.3).
+    let index = unsafe clx_load_acquire_u16(available + 2)
+    let ahead = index &- nextAvailable
+    if ahead == 0 { return false }
+    if ahead > size {
+      fail(.availableIndexJumped(from: nextAvailable, to: index, size: size))
+      return false
+    }
+    seenAvailable = index
+    return true
+  }
+
+  @inlinable @inline(__always)
+  mutating func walk(from head: UInt16, into slot: UnsafeMutablePointer<Slot>) -> QueueFault? {
+    unsafe table.open(slot)
+    var sawWritable = false
+    var seen: UInt32 = 0
+    var index = head
+    while true {
+      // SAFETY: index < size, checked for the head by `next` and for each `next` below.
+      let descriptor = unsafe SplitDescriptor(at: descriptors + 16 * Int(index))
+      seen &+= 1
+      if seen > UInt32(size) { return .chainTooLong(limit: UInt32(size)) }
+      if descriptor.flags & DescriptorFlag.indirect != 0 {
+        guard indirect else { return .indirectNotNegotiated }
+        // A table may end a chain of direct descriptors; nothing follows it.
+        guard descriptor.flags & DescriptorFlag.next == 0 else { return .indirectWithNext }
+        if let fault = unsafe table.appendIndirect(
+          table: descriptor.address, byteCount: descriptor.length, alreadySeen: seen - 1, sequential: false,
+          to: slot, sawWritable: &sawWritable)
+        {
+          return fault
+        }
+        break
+      }
+      if let fault = unsafe table.append(
+        descriptor.address, descriptor.length, writable: descriptor.flags & DescriptorFlag.write != 0,
+        to: slot, sawWritable: &sawWritable)
+      {
+        return fault
+      }
+      if descriptor.flags & DescriptorFlag.next == 0 { break }
+      index = descriptor.next
+      guard index < size else { return .nextOutOfRange(index, table: UInt32(size)) }
+    }
+    unsafe table.give(slot, descriptors: UInt16(truncatingIfNeeded: seen))
+    return nil
+  }
+
+  @usableFromInline @inline(never)
+  mutating func refuse(_ slot: UnsafeMutablePointer<Slot>, _ head: UInt16) {
+    unsafe fail(slot.pointee.state == .dropped ? .chainDropped(head) : .headInFlight(head))
+  }
+
+  // MARK: Giving them back
+
+  @inlinable @inline(__always)
+  public mutating func complete(_ chain: consuming Chain, written: UInt32) {
+    let slot = unsafe chain.slot
+    let head = chain.release()
+    unsafe table.close(slot)
+    if broken { return }
+    // SAFETY: the masked index is below `size`. One 8-byte store: {le32 id, le32 len}.
+    unsafe clx_store_relaxed_u64(
+      used + 4 + 8 * Int(nextUsed & mask), UInt64(head) | UInt64(written) << 32)
+    nextUsed &+= 1
+  }
+
+  @inlinable @inline(__always)
+  public mutating func take(_ head: UInt16) -> Chain? {
+    // SAFETY: head < size.
+    guard head < size, unsafe table.slots[Int(head)].state == .held else { return nil }
+    let slot = unsafe table.slots + Int(head)
+    unsafe slot.pointee.state = .live
+    return unsafe Chain(head: head, slot: slot)
+  }
+
+  @inlinable @inline(__always)
+  public mutating func publish() -> Notify {
+    if nextUsed == publishedUsed || broken { return .none }
+    let old = publishedUsed
+    publishedUsed = nextUsed
+    // Orders buffers and used entries before the index; pairs with the driver's acquire (virtio 1.3 §2.7.13).
+    unsafe clx_store_release_u16(used + 2, nextUsed)
+    // Between showing the index and reading what the driver asked for: without it both sides may miss each other.
+    clx_fence_full()
+    let first = !hasPublished
+    hasPublished = true
+    if eventIndex {
+      // SAFETY: with EVENT_IDX the available area includes the field after its ring.
+      let event = unsafe clx_load_relaxed_u16(available + 4 + 2 * Int(size))
+      return first || EventIndex.passed(event: event, new: nextUsed, old: old) ? .call : .none
+    }
+    return unsafe clx_load_relaxed_u16(available) & 1 == 0 ? .call : .none
+  }
+
+  // MARK: Kicks
+
+  @inlinable
+  public mutating func park() -> Bool {
+    guard !broken else { return false }
+    kicksSuppressed = false
+    if eventIndex {
+      // SAFETY: with EVENT_IDX the used area includes the field after its ring.
+      unsafe clx_store_relaxed_u16(used + 4 + 8 * Int(size), nextAvailable)
+    } else {
+      unsafe clx_store_relaxed_u16(used, 0)
+    }
+    // Pairs with the driver's fence between its available index and its read of what we just wrote.
+    clx_fence_full()
+    if nextAvailable == seenAvailable {
+      return look()
+    }
+    return table.hasRoom
+  }
+
+  @inlinable
+  public mutating func unpark() {
+    guard !kicksSuppressed, !broken else { return }
+    kicksSuppressed = true
+    // With EVENT_IDX the flag stays 0 and the event index, left behind, does not match (virtio 1.3 §2.7.10).
+    if !eventIndex { unsafe clx_store_relaxed_u16(used, 1) }
+  }
+
+  // MARK: Rare events
+
+  public mutating func move(to map: GuestMemoryMap) -> Bool {
+    guard let areas = unsafe try? Self.areas(of: layout, in: map) else {
+      fail(.ringUnmapped)
+      return false
+    }
+    unsafe descriptors = areas.descriptors
+    unsafe available = areas.available
+    unsafe used = areas.used
+    table.adopt(map)
+    return true
+  }
+
+  @inline(never)
+  public mutating func fail(_ fault: QueueFault) {
+    guard !broken else { return }
+    broken = true
+    self.fault = fault
+  }
+}

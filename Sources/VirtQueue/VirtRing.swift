@@ -1,0 +1,47 @@
+// What a ring is to everything above it: both formats answer to this, so no device knows which one it serves.
+// Used on the queue's thread only.
+
+/// What a batch of completions owes the driver.
+public enum Notify: Sendable {
+  /// The driver asked not to be told, or there was nothing new.
+  case none
+  /// Write the call descriptor once.
+  case call
+}
+
+/// A virtqueue seen from the device.
+///
+/// Requirements do not throw: a throwing requirement stays an indirect call even in specialised code. What went wrong
+/// is in `fault`, and is final.
+public protocol VirtRing: ~Copyable {
+  /// The queue's size in descriptors; heads are below it.
+  var size: UInt16 { get }
+  /// How many chains have been given out and not completed.
+  var liveCount: Int { get }
+  /// Why the ring broke; nil while it works.
+  var fault: QueueFault? { get }
+
+  /// The next available chain: nil where there is none, where the ring is broken, or where the chains given
+  /// out already hold all the room there is for segments (a completion makes room).
+  mutating func next() -> Chain?
+  /// Hands a chain back, with the bytes written from the start of its writable part. Seen by the driver after `publish`.
+  mutating func complete(_ chain: consuming Chain, written: UInt32)
+  /// The chain that was set aside under this head; nil where there is none.
+  mutating func take(_ head: UInt16) -> Chain?
+  /// Makes everything completed so far visible, in one step, and says whether the driver wants a call.
+  mutating func publish() -> Notify
+
+  /// Asks for a kick with the next available chain, then looks once more: true if one is there already,
+  /// in which case the caller must not sleep.
+  mutating func park() -> Bool
+  /// Tells the driver that kicks are not needed while we poll.
+  mutating func unpark()
+
+  /// Takes up a new memory map; chains given out finish on the old one. False, and a fault, where the ring's own areas
+  /// are not in it.
+  mutating func move(to map: GuestMemoryMap) -> Bool
+  /// Breaks the ring.
+  mutating func fail(_ fault: QueueFault)
+  /// Where to resume, in the form SET_VRING_BASE and GET_VRING_BASE carry for this format.
+  var base: UInt32 { get }
+}
