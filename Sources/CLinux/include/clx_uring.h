@@ -25,6 +25,19 @@ struct clx_uring_restriction {
   uint32_t reserved2[3];
 };
 
+/// Fills a 64-byte submission entry (struct io_uring_sqe) whole: what the kernel has no use for is zero.
+static inline __attribute__((always_inline)) void clx_sqe_fill(void *sqe, uint8_t opcode, uint8_t flags, int32_t file,
+                                                               uint64_t offset, uint64_t address, uint32_t length,
+                                                               uint32_t operation_flags, uint64_t token) {
+  uint64_t *words = sqe;
+  words[0] = (uint64_t)opcode | (uint64_t)flags << 8 | (uint64_t)(uint32_t)file << 32;
+  words[1] = offset;
+  words[2] = address;
+  words[3] = (uint64_t)length | (uint64_t)operation_flags << 32;
+  words[4] = token;
+  words[5] = words[6] = words[7] = 0;
+}
+
 static inline int clx_uring_register(int ring, unsigned operation, void *argument, unsigned count) {
   return (int)syscall(SYS_io_uring_register, ring, operation, argument, count);
 }

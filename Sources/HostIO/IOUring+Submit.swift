@@ -1,0 +1,96 @@
+// Putting work into the ring, and going to the kernel with it. On the owner's thread only.
+
+import CLinux
+import CLiburing
+import Glibc
+
+extension IOUring {
+  /// A free submission entry, zeroed by the caller's fill. Where the queue is full, what is in it is submitted first.
+  @inlinable @inline(__always)
+  mutating func entry() -> UnsafeMutableRawPointer {
+    while true {
+      // SAFETY: liburing hands out entries of its own mapped array; each is filled before the next submission.
+      if let sqe = unsafe io_uring_get_sqe(ring) { return UnsafeMutableRawPointer(sqe) }
+      submit()
+    }
+  }
+
+  /// The general form: one operation on a registered file. The token comes back with the completion.
+  @inlinable @inline(__always)
+  public mutating func submit(
+    _ operation: Operation, on file: FileSlot, offset: UInt64, address: UInt, length: UInt32,
+    operationFlags: UInt32 = 0, token: UInt64
+  ) {
+    // SAFETY: an entry of 64 bytes; what `address` names must stay valid until the completion, the caller's promise.
+    unsafe clx_sqe_fill(
+      entry(), operation.rawValue, UInt8(CLX_IOSQE_FIXED_FILE), Int32(truncatingIfNeeded: file.index),
+      offset, UInt64(address), length, operationFlags, token)
+  }
+
+  /// Reads into, or writes from, `count` vectors (at most 1024) at a byte offset. The vectors and the memory they name
+  /// must stay valid until the completion.
+  @inlinable @inline(__always)
+  public mutating func readv(
+    _ file: FileSlot, _ vectors: UnsafePointer<iovec>, count: Int, offset: UInt64, token: UInt64
+  ) {
+    submit(
+      .readv, on: file, offset: offset, address: UInt(bitPattern: vectors),
+      length: UInt32(truncatingIfNeeded: count), token: token)
+  }
+
+  /// As `readv`; `durable` asks for the data to be on stable storage at completion (RWF_DSYNC).
+  @inlinable @inline(__always)
+  public mutating func writev(
+    _ file: FileSlot, _ vectors: UnsafePointer<iovec>, count: Int, offset: UInt64, durable: Bool, token: UInt64
+  ) {
+    submit(
+      .writev, on: file, offset: offset, address: UInt(bitPattern: vectors),
+      length: UInt32(truncatingIfNeeded: count),
+      operationFlags: durable ? UInt32(CLX_RWF_DSYNC) : 0, token: token)
+  }
+
+  /// Flushes a file's data (fdatasync).
+  @inlinable public mutating func syncData(_ file: FileSlot, token: UInt64) {
+    submit(.fsync, on: file, offset: 0, address: 0, length: 0, operationFlags: 1, token: token)
+  }
+
+  /// Completes each time the file becomes readable, until it is cancelled or fails (a completion without `more`).
+  public mutating func pollReadable(_ file: FileSlot, token: UInt64) {
+    // length 1: IORING_POLL_ADD_MULTI
+    submit(
+      .pollAdd, on: file, offset: 0, address: 0, length: 1, operationFlags: UInt32(CLX_POLLIN),
+      token: token)
+  }
+
+  /// Ends the poll that was submitted with `target`; both complete.
+  public mutating func cancelPoll(target: UInt64, token: UInt64) {
+    // SAFETY: as in `submit`; a removal names no file.
+    unsafe clx_sqe_fill(entry(), Operation.pollRemove.rawValue, 0, -1, 0, target, 0, 0, token)
+  }
+
+  /// Whether entries wait to be submitted.
+  @inlinable public var hasUnsubmitted: Bool {
+    // SAFETY: the ring's own fields, which only this thread moves.
+    unsafe ring.pointee.sq.sqe_tail != ring.pointee.sq.sqe_head
+  }
+
+  /// Submits what was prepared and runs what the kernel has ready; does not wait. Nothing prepared is ever dropped:
+  /// EINTR, EAGAIN and EBUSY leave it for the next call.
+  @inlinable public mutating func submit() {
+    // SAFETY: the owner's thread, an enabled ring.
+    _ = unsafe io_uring_submit_and_get_events(ring)
+  }
+
+  /// Submits, then waits until a completion is there or the time is over. Nil waits without a bound.
+  public mutating func submitAndWait(nanoseconds: UInt64?) {
+    // SAFETY: as `submit`; the timespec and the pointer live across the call.
+    var first: UnsafeMutablePointer<io_uring_cqe>?
+    guard let nanoseconds else {
+      _ = unsafe io_uring_submit_and_wait(ring, 1)
+      return
+    }
+    var limit = __kernel_timespec(
+      tv_sec: Int64(nanoseconds / 1_000_000_000), tv_nsec: Int64(nanoseconds % 1_000_000_000))
+    _ = unsafe io_uring_submit_and_wait_timeout(ring, &first, 1, &limit, nil)
+  }
+}
