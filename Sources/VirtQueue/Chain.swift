@@ -20,7 +20,9 @@ import Glibc
   }
 
   deinit {
+    // SAFETY: slots are an array indexed by head, with the counting slot before the first (SlotTable).
     unsafe slot.pointee.state = .dropped
+    unsafe (slot - Int(head) - 1).pointee.readableCount &+= 1
   }
 
   /// What the device may read.

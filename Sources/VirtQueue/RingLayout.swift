@@ -35,6 +35,8 @@ public struct RingLayout: Sendable, Equatable {
 /// Why a ring cannot start where it is said to lie.
 public enum RingLayoutError: Error, Equatable, Sendable {
   case badSize(UInt16)
+  /// A position that is not below the size (packed).
+  case badBase(UInt32)
   /// An area that is misaligned, or not wholly in one region.
   case badArea(name: String, address: UInt64)
 }

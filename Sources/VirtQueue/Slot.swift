@@ -19,6 +19,8 @@ import Glibc
 @unsafe @usableFromInline struct Slot {
   /// `count` segments of `capacity`; a nil base marks a hole (bytes that are not in guest memory).
   @usableFromInline var segments: UnsafeMutablePointer<iovec>
+  /// The array of `SlotTable.ownSegments` that the slot falls back to.
+  @usableFromInline var own: UnsafeMutablePointer<iovec>
   @usableFromInline var capacity: UInt32
   @usableFromInline var readableCount: UInt32
   @usableFromInline var writableCount: UInt32

@@ -189,6 +189,7 @@ import CLinux
 
   @inlinable @inline(__always)
   public mutating func publish() -> Notify {
+    if table.hasDropped { fail(.chainDropped(table.settleDropped())) }
     if nextUsed == publishedUsed || broken { return .none }
     let old = publishedUsed
     publishedUsed = nextUsed
