@@ -1,0 +1,164 @@
+// A device and the threads that serve its queues: what a transport (vhost-user) drives. Called by one control
+// thread at a time; each call returns when the queue thread concerned has done its part.
+
+import HostIO
+import VirtQueue
+
+/// Why a queue did not start.
+public enum QueueStartError: Error, Equatable, Sendable {
+  case layout(RingLayoutError)
+  case host(HostError)
+  case device(DeviceError)
+  case alreadyRunning
+  /// The device's `start` returned without `run`.
+  case notTaken
+}
+
+/// What the transport knows of a queue when it starts.
+public struct QueueSetup: Sendable {
+  public var layout: RingLayout
+  public var features: FeatureSet
+  public var map: GuestMemoryMap
+  public var enabled: Bool
+  /// Descriptors stay the caller's; the queue thread takes references of its own. Nil: a ring that is polled, a driver
+  /// that polls.
+  public var kick: Int32?
+  public var call: Int32?
+  /// Called once, on the queue's thread, when the ring breaks.
+  public var onFault: @Sendable (QueueFault) -> Void
+
+  public init(
+    layout: RingLayout, features: FeatureSet, map: GuestMemoryMap, enabled: Bool, kick: Int32?, call: Int32?,
+    onFault: @escaping @Sendable (QueueFault) -> Void
+  ) {
+    self.layout = layout
+    self.features = features
+    self.map = map
+    self.enabled = enabled
+    self.kick = kick
+    self.call = call
+    self.onFault = onFault
+  }
+}
+
+/// Serves one device's queues on a set of queue threads.
+public final class DeviceHost: Sendable {
+  public let device: any VirtioDevice
+  /// By queue.
+  public let counters: [QueueCounters]
+  public var queueLimit: Int { places.count }
+
+  private struct Place: Sendable {
+    let thread: QueueThread
+    let seat: UInt16
+    let files: [FileSlot]
+  }
+  private let places: [Place]
+
+  /// Spreads the device's queues over threads (at least one) that have not started yet, and registers the device's
+  /// descriptors with each.
+  public init(device: any VirtioDevice, threads: [QueueThread]) throws(HostError) {
+    self.device = device
+    let identity = device.identity
+    counters = (0..<identity.queueLimit).map { _ in QueueCounters(deviceCounters: identity.counters) }
+    var files: [[FileSlot]] = []
+    for thread in threads {
+      var slots: [FileSlot] = []
+      for descriptor in device.descriptors { slots.append(try thread.core.register(descriptor)) }
+      files.append(slots)
+    }
+    var places: [Place] = []
+    for index in 0..<identity.queueLimit where !threads.isEmpty {
+      let thread = threads[index % threads.count]
+      guard let seat = thread.core.reserveSeat() else {
+        throw .system(call: "queue thread seats", code: 28)
+      }
+      places.append(Place(thread: thread, seat: seat, files: files[index % threads.count]))
+    }
+    self.places = places
+  }
+
+  /// Starts a queue; nil means that it runs.
+  public func start(_ index: Int, _ setup: QueueSetup) -> QueueStartError? {
+    guard index >= 0, index < places.count else { return .alreadyRunning }
+    let place = places[index]
+    let launch = Launch()
+    do {
+      try device.start(
+        QueueStart(
+          index: index, size: setup.layout.size, features: setup.features, files: place.files, launch: launch))
+    } catch {
+      return .device(error)
+    }
+    guard let maker = launch.makeRunner else { return .notTaken }
+    let counters = counters[index]
+    return place.thread.ask { core in
+      core.install(maker, seat: place.seat, setup, counters: counters)
+    }
+  }
+
+  /// Stops queues: none takes another chain, and when the last chain of each is in its used ring, their bases come back
+  /// in the order asked for (nil for one that does not run). `waiting` is called every second that this takes.
+  public func stop(_ indices: [Int], waiting: (Duration) -> Void = { _ in }) -> [UInt32?] {
+    let replies = indices.map { index -> Reply<UInt32?> in
+      let reply = Reply<UInt32?>()
+      guard index >= 0, index < places.count else {
+        reply.fulfil(nil)
+        return reply
+      }
+      let place = places[index]
+      place.thread.mailbox.post { core in
+        if !core.drain(place.seat, done: { reply.fulfil($0) }) { reply.fulfil(nil) }
+      }
+      return reply
+    }
+    var waited = Duration.zero
+    return replies.map { reply in
+      while true {
+        if let answer = reply.wait(timeout: .seconds(1)) { return answer }
+        waited += .seconds(1)
+        waiting(waited)
+      }
+    }
+  }
+
+  /// Whether a queue takes chains. In-flight requests of a disabled one still complete.
+  public func setEnabled(_ index: Int, _ enabled: Bool) {
+    onRunner(index) { $0.isEnabled = enabled }
+  }
+
+  /// Replaces the kick descriptor of a running queue; it is polled at once. Nil where that worked.
+  public func setKick(_ index: Int, _ descriptor: Int32?) -> HostError? {
+    onRunner(index) { runner in Self.caught { () throws(HostError) in try runner.line.setKick(descriptor) } } ?? nil
+  }
+
+  /// Replaces the call descriptor of a running queue, and signals the new one once.
+  public func setCall(_ index: Int, _ descriptor: Int32?) -> HostError? {
+    onRunner(index) { runner in
+      Self.caught { () throws(HostError) in try runner.line.setCall(descriptor, signal: true) }
+    } ?? nil
+  }
+
+  /// Moves running queues to a new memory map; returns those whose rings are not in it, which are broken.
+  public func move(_ indices: [Int], to map: GuestMemoryMap) -> [Int] {
+    indices.filter { onRunner($0) { $0.move(to: map) } == false }
+  }
+
+  @discardableResult
+  private func onRunner<Value: Sendable>(
+    _ index: Int, _ body: @escaping @Sendable (any QueueRunning) -> Value
+  ) -> Value? {
+    guard index >= 0, index < places.count else { return nil }
+    let place = places[index]
+    return place.thread.ask { core in core.runner(place.seat).map(body) }
+  }
+
+  private static func caught(_ body: () throws(HostError) -> Void) -> HostError? {
+    do {
+      try body()
+      return nil
+    } catch {
+      return error
+    }
+  }
+}

@@ -1,0 +1,91 @@
+// A queue as a worker sees it: chains in, chains out, and I/O whose completions come back to the worker. On the queue's
+// thread.
+
+import CLinux
+import Glibc
+import HostIO
+import VirtQueue
+
+/// One queue and its share of the thread's io_uring. Handed to a worker `inout`, for the length of a call.
+@safe public struct QueueIO<R: VirtRing & ~Copyable>: ~Copyable {
+  @usableFromInline var ring: R
+  // SAFETY: the thread's ring; it outlives every runner of the thread, and only that thread touches either.
+  @usableFromInline let uring: UnsafeMutablePointer<IOUring>
+  @usableFromInline let stem: Token
+  /// How many more chains this turn may take, so that neighbours on the thread get theirs.
+  @usableFromInline var budget = 0
+  /// Operations submitted and not yet ended.
+  @usableFromInline var outstanding = 0
+  @usableFromInline var taken: UInt64 = 0
+  @usableFromInline var given: UInt64 = 0
+  @usableFromInline let counters: QueueCounters
+
+  @inlinable init(
+    ring: consuming R, uring: UnsafeMutablePointer<IOUring>, stem: Token, counters: QueueCounters
+  ) {
+    self.ring = ring
+    unsafe self.uring = unsafe uring
+    self.stem = stem
+    self.counters = counters
+  }
+
+  /// The queue's size; heads are below it.
+  @inlinable public var size: UInt16 { ring.size }
+
+  /// The next available chain; nil when there is none or this turn's share is used up.
+  @inlinable @inline(__always)
+  public mutating func next() -> Chain? {
+    guard budget > 0 else { return nil }
+    guard let chain = ring.next() else { return nil }
+    budget &-= 1
+    taken &+= 1
+    return chain
+  }
+
+  /// Gives a chain back. `written`: bytes written from the start of its writable part (virtio 1.3 §2.7.8.2).
+  @inlinable @inline(__always)
+  public mutating func complete(_ chain: consuming Chain, written: UInt32) {
+    ring.complete(chain, written: written)
+    given &+= 1
+  }
+
+  /// The chain held under `head`; nil where none is.
+  @inlinable @inline(__always)
+  public mutating func take(_ head: UInt16) -> Chain? { ring.take(head) }
+
+  /// Adds to one of the device's own counters, by its place in `DeviceIdentity.counters`.
+  @inlinable public func count(_ counter: Int, _ amount: UInt64 = 1) {
+    counters.add(amount, to: counter &+ QueueCounters.firstOwn)
+  }
+
+  // MARK: I/O; each ends in the worker's `completed` with the same head and part.
+
+  /// Reads from a file, at a byte offset, into 1 to 1024 vectors. They, and what they name, stay valid till completion:
+  /// true of a held chain's own segments.
+  @unsafe @inlinable @inline(__always)
+  public mutating func readv(
+    _ file: FileSlot, _ vectors: UnsafePointer<iovec>, count: Int, offset: UInt64, head: UInt16, part: UInt8 = 0
+  ) {
+    outstanding &+= 1
+    unsafe uring.pointee.readv(
+      file, vectors, count: count, offset: offset, token: stem.with(part: part, head: head))
+  }
+
+  /// As `readv`, the other way; `durable`: on stable storage at completion.
+  @unsafe @inlinable @inline(__always)
+  public mutating func writev(
+    _ file: FileSlot, _ vectors: UnsafePointer<iovec>, count: Int, offset: UInt64, durable: Bool, head: UInt16,
+    part: UInt8 = 0
+  ) {
+    outstanding &+= 1
+    unsafe uring.pointee.writev(
+      file, vectors, count: count, offset: offset, durable: durable,
+      token: stem.with(part: part, head: head))
+  }
+
+  /// Makes a file's data durable: everything whose completion came before.
+  @inlinable public mutating func syncData(_ file: FileSlot, head: UInt16, part: UInt8 = 0) {
+    outstanding &+= 1
+    unsafe uring.pointee.syncData(file, token: stem.with(part: part, head: head))
+  }
+}

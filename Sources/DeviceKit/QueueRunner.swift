@@ -1,0 +1,135 @@
+// Runs one queue: gives its worker turns, publishes once a turn, calls the driver. Made, used and released on
+// the queue's thread. Generic over ring and worker, so that a turn is one indirect call and everything in it is not.
+
+import CLinux
+import HostIO
+import VirtQueue
+
+/// Where a runner sits and what it was given: made by the host, with the thread's own parts filled in on the thread.
+@safe @usableFromInline struct RunnerPlace {
+  @usableFromInline let layout: RingLayout
+  @usableFromInline let map: GuestMemoryMap
+  // SAFETY: the thread's ring, which outlives its runners.
+  let uring: UnsafeMutablePointer<IOUring>
+  // SAFETY: a constant 1 that lives as long as the thread: what is written to a call descriptor.
+  let one: UnsafeMutablePointer<UInt64>
+  let seat: UInt16
+  let epoch: UInt16
+  let counters: QueueCounters
+  let enabled: Bool
+  let onFault: @Sendable (QueueFault) -> Void
+}
+
+/// A runner as its thread sees it. Each requirement is called at most once a turn.
+@usableFromInline protocol QueueRunning: AnyObject {
+  /// Lets the worker take chains, publishes, calls. True where something was done or more is waiting.
+  func turn() -> Bool
+  /// Handles the completions of this queue's I/O at the head of the completion queue; true where there were any.
+  func reap() -> Bool
+  /// Asks the driver for kicks; true where work is there already.
+  func park() -> Bool
+  func unpark()
+  /// The stem of this runner's work tokens.
+  var workStem: UInt64 { get }
+  /// State that is the same for every kind of ring and worker.
+  var line: CallLine { get }
+  var isEnabled: Bool { get set }
+  /// From now on no chain is taken; `turn` reports the end through `drainedBase`.
+  func drain()
+  /// Where to resume, once the last chain is back in the used ring; nil until then.
+  var drainedBase: UInt32? { get }
+  func move(to map: GuestMemoryMap) -> Bool
+}
+
+@safe @usableFromInline final class QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: QueueRunning {
+  /// Chains a queue may take before its neighbours have their turn.
+  private static var share: Int { 64 }
+
+  private var io: QueueIO<R>
+  private var worker: W
+  @usableFromInline let line: CallLine
+  @usableFromInline let workStem: UInt64
+  private let counters: QueueCounters
+  private let onFault: @Sendable (QueueFault) -> Void
+  @usableFromInline var isEnabled: Bool
+  private var draining = false
+  private var faultReported = false
+  private var countedTaken: UInt64 = 0
+  private var countedGiven: UInt64 = 0
+
+  @usableFromInline
+  init(ring: consuming R, worker: consuming W, place: RunnerPlace) {
+    let stem = Token(.work, seat: place.seat, epoch: place.epoch)
+    io = unsafe QueueIO(ring: ring, uring: place.uring, stem: stem, counters: place.counters)
+    self.worker = worker
+    line = CallLine(place: place)
+    workStem = stem.stem
+    counters = place.counters
+    onFault = place.onFault
+    isEnabled = place.enabled
+  }
+
+  @usableFromInline func turn() -> Bool {
+    var busy = false
+    if isEnabled, !draining {
+      io.budget = Self.share
+      worker.service(&io)
+      // An exhausted share: more may be waiting.
+      busy = io.taken != countedTaken
+    }
+    publish()
+    if io.ring.fault != nil, !faultReported { reportFault() }
+    return busy
+  }
+
+  private func publish() {
+    if io.taken != countedTaken {
+      counters.add(io.taken &- countedTaken, to: .chains)
+      countedTaken = io.taken
+    }
+    let notify = io.ring.publish()
+    guard io.given != countedGiven else { return }
+    counters.add(io.given &- countedGiven, to: .completed)
+    countedGiven = io.given
+    counters.add(to: .batches)
+    switch notify {
+    case .call: line.call()
+    case .none: counters.add(to: .callsSuppressed)
+    }
+  }
+
+  @usableFromInline func reap() -> Bool {
+    var any = false
+    // SAFETY: `io.uring` is the thread's ring, on its thread.
+    while let event = unsafe io.uring.pointee.peek() {
+      let token = Token(raw: event.token)
+      guard token.stem == workStem else { break }
+      unsafe io.uring.pointee.advance()
+      io.outstanding &-= 1
+      worker.completed(Completion(head: token.head, part: token.part, result: event.result), &io)
+      any = true
+    }
+    return any
+  }
+
+  @usableFromInline func park() -> Bool {
+    guard isEnabled, !draining else { return false }
+    return io.ring.park()
+  }
+
+  @usableFromInline func unpark() { io.ring.unpark() }
+
+  @usableFromInline func drain() { draining = true }
+
+  @usableFromInline var drainedBase: UInt32? {
+    draining && io.outstanding == 0 && io.ring.liveCount == 0 ? io.ring.base : nil
+  }
+
+  @usableFromInline func move(to map: GuestMemoryMap) -> Bool { io.ring.move(to: map) }
+
+  private func reportFault() {
+    faultReported = true
+    counters.add(to: .faults)
+    if let fault = io.ring.fault { onFault(fault) }
+  }
+}

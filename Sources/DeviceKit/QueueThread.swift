@@ -1,0 +1,53 @@
+// A queue thread as the control side sees it: a handle to post to. Made before a front-end is served, so that
+// the sandbox can close over thread and ring alike.
+
+import HostIO
+import Synchronization
+import VirtQueue
+
+/// One pinned thread with its io_uring, serving the queues that are installed on it.
+public final class QueueThread: Sendable {
+  let mailbox: Mailbox<@Sendable (QueueThreadCore) -> Void>
+  let core: QueueThreadCore
+  private let name: String
+  private let cpus: [Int]
+  private let pinned = Mutex<PinnedThread?>(nil)
+
+  /// Makes the thread's ring; nothing runs yet. `seats`: queues it can serve; `files`: device descriptors it can hold.
+  public init(name: String, cpus: [Int], policy: PollPolicy, seats: Int, files: Int) throws(HostError) {
+    let mailbox = try Mailbox<@Sendable (QueueThreadCore) -> Void>()
+    core = try QueueThreadCore(policy: policy, seats: seats, files: files, mailbox: mailbox)
+    self.mailbox = mailbox
+    self.name = name
+    self.cpus = cpus
+  }
+
+  /// Starts serving. Returns a warning where the processors asked for cannot be had; the thread then runs elsewhere.
+  public func start() throws(HostError) -> HostError? {
+    let thread = try PinnedThread(name: name, cpus: cpus) { [core] in core.run() }
+    let warning = thread.affinityError
+    pinned.withLock { $0 = thread }
+    return warning
+  }
+
+  /// Ends the thread once its queues have stopped, and waits for it.
+  public func finish() {
+    let started = pinned.withLock { thread in
+      defer { thread = nil }
+      return thread
+    }
+    guard let thread = started else { return }
+    mailbox.post { $0.quit() }
+    thread.join()
+  }
+
+  /// Runs `body` on the thread and returns what it returned.
+  func ask<Value: Sendable>(_ body: @escaping @Sendable (QueueThreadCore) -> Value) -> Value {
+    let reply = Reply<Value>()
+    mailbox.post { reply.fulfil(body($0)) }
+    return reply.wait()
+  }
+
+  /// How often the thread slept, and how often it went round.
+  public var counters: QueueCounters { core.threadCounters }
+}

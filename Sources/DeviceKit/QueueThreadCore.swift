@@ -1,0 +1,226 @@
+// What runs on a queue thread: the loop over completions, turns, submission and waiting. Everything here is on
+// that thread, except `init` and `register`, which come before it starts.
+
+import CLinux
+import Glibc
+import HostIO
+import VirtQueue
+
+/// The thread's state: its ring, its seats, and the one loop.
+// SAFETY (Sendable): used by the thread that makes it until `QueueThread.start`, by the queue thread alone from then on.
+@safe final class QueueThreadCore: @unchecked Sendable {
+  // SAFETY: one heap cell each, made in `init`, released in `deinit` after the thread has ended.
+  let uring: UnsafeMutablePointer<IOUring>
+  private let one: UnsafeMutablePointer<UInt64>
+  private let policy: PollPolicy
+  private let mailbox: Mailbox<@Sendable (QueueThreadCore) -> Void>
+  /// Runners by seat, and those among them that run, for the loop.
+  private var seats: [(any QueueRunning)?]
+  private var active: [any QueueRunning] = []
+  private var whenDrained: [(seat: Int, done: @Sendable (UInt32) -> Void)] = []
+  private var epoch: UInt16 = 0
+  private var quitting = false
+  private var failure: HostError?
+  let threadCounters = QueueCounters(deviceCounters: ["sleeps"])
+  private(set) var reservedSeats = 0
+  private var reservedFiles = 0
+
+  static func kickSlot(_ seat: UInt16) -> FileSlot { FileSlot(1 + 2 * UInt32(seat)) }
+  static func callSlot(_ seat: UInt16) -> FileSlot { FileSlot(2 + 2 * UInt32(seat)) }
+  private static let mailSlot = FileSlot(0)
+  private static let mailToken = Token(.mail, seat: 0, epoch: 0).raw
+
+  init(
+    policy: PollPolicy, seats: Int, files: Int, mailbox: Mailbox<@Sendable (QueueThreadCore) -> Void>
+  ) throws(HostError) {
+    let ring = try IOUring(entries: 1024, files: UInt32(1 + 2 * seats + files))
+    try ring.register(mailbox.wakeDescriptor, at: Self.mailSlot)
+    unsafe uring = .allocate(capacity: 1)
+    unsafe uring.initialize(to: ring)
+    unsafe one = .allocate(capacity: 1)
+    unsafe one.initialize(to: 1)
+    self.policy = policy
+    self.mailbox = mailbox
+    self.seats = Array(repeating: nil, count: seats)
+  }
+
+  deinit {
+    // SAFETY: no runner is left, and the thread has ended.
+    unsafe uring.deinitialize(count: 1)
+    unsafe uring.deallocate()
+    unsafe one.deallocate()
+  }
+
+  // MARK: Before the thread starts
+
+  /// A seat for one queue; nil where all are taken.
+  func reserveSeat() -> UInt16? {
+    guard reservedSeats < seats.count else { return nil }
+    reservedSeats += 1
+    return UInt16(reservedSeats - 1)
+  }
+
+  /// Registers a device's descriptor for the thread's life.
+  func register(_ descriptor: Int32) throws(HostError) -> FileSlot {
+    let slot = FileSlot(UInt32(1 + 2 * seats.count + reservedFiles))
+    try unsafe uring.pointee.register(descriptor, at: slot)
+    reservedFiles += 1
+    return slot
+  }
+
+  // MARK: The loop
+
+  func run() {
+    do {
+      try unsafe uring.pointee.enable()
+    } catch {
+      failure = error
+    }
+    unsafe uring.pointee.pollReadable(Self.mailSlot, token: Self.mailToken)
+    var idleSince: UInt64 = 0
+    var naps: UInt64 = 0
+    while !quitting || !active.isEmpty {
+      var busy = reap()
+      for runner in active where runner.turn() { busy = true }
+      if !whenDrained.isEmpty { settleDrained() }
+      if unsafe uring.pointee.hasUnsubmitted {
+        unsafe uring.pointee.submit()
+      } else if unsafe uring.pointee.needsCall {
+        unsafe uring.pointee.collect()
+      }
+      if busy {
+        idleSince = 0
+        naps = 0
+      } else if unsafe uring.pointee.peek() == nil, !keepSpinning(&idleSince) {
+        sleep(&naps)
+        idleSince = 0
+      }
+    }
+  }
+
+  /// Whether to look again at once. Spins only where a queue runs.
+  private func keepSpinning(_ idleSince: inout UInt64) -> Bool {
+    guard !active.isEmpty else { return false }
+    switch policy {
+    case .interrupt: return false
+    case .busy: break
+    case .adaptive(let limit):
+      let now = Self.now()
+      if idleSince == 0 { idleSince = now }
+      if now &- idleSince > limit { return false }
+    }
+    for _ in 0..<8 { clx_pause() }
+    return true
+  }
+
+  /// Asks every driver for kicks and waits; returns at once where work came in meanwhile.
+  private func sleep(_ naps: inout UInt64) {
+    var arrived = false
+    var polled = false
+    for runner in active {
+      if runner.park() { arrived = true }
+      if runner.isEnabled, !runner.line.hasKick { polled = true }
+    }
+    if !arrived {
+      threadCounters.add(1, to: QueueCounters.firstOwn)
+      // A ring without a kick descriptor is looked at again after 50 µs, then less and less often, up to 1 ms.
+      let nap: UInt64? = polled ? min(1_000_000, 50_000 << min(naps, 5)) : nil
+      naps += 1
+      unsafe uring.pointee.submitAndWait(nanoseconds: nap)
+    }
+    for runner in active { runner.unpark() }
+  }
+
+  private static func now() -> UInt64 {
+    var time = timespec()
+    // SAFETY: fills the local value.
+    unsafe clock_gettime(CLOCK_MONOTONIC, &time)
+    return UInt64(time.tv_sec) &* 1_000_000_000 &+ UInt64(time.tv_nsec)
+  }
+
+  /// Handles every completion that is there.
+  private func reap() -> Bool {
+    var any = false
+    while let event = unsafe uring.pointee.peek() {
+      let token = Token(raw: event.token)
+      let runner = Int(token.seat) < seats.count ? seats[Int(token.seat)] : nil
+      if token.kind == .work, let runner, runner.workStem == token.stem {
+        if runner.reap() { any = true }
+        continue
+      }
+      unsafe uring.pointee.advance()
+      let isCurrent = runner.map { $0.workStem & 0xffff_ffff == token.stem & 0xffff_ffff } ?? false
+      switch token.kind {
+      case .kick where isCurrent:
+        runner?.line.kicked(event)
+        any = true
+      case .call where isCurrent: runner?.line.called(event)
+      case .mail:
+        if !event.more { unsafe uring.pointee.pollReadable(Self.mailSlot, token: Self.mailToken) }
+        for message in mailbox.takeAll() { message(self) }
+        any = true
+      default: break
+      }
+    }
+    return any
+  }
+
+  private func settleDrained() {
+    for i in whenDrained.indices.reversed() {
+      let seat = whenDrained[i].seat
+      guard let runner = seats[seat], let base = runner.drainedBase else { continue }
+      let done = whenDrained.remove(at: i).done
+      runner.line.close()
+      unsafe uring.pointee.submit()
+      seats[seat] = nil
+      active.removeAll { $0 === runner }
+      done(base)
+    }
+  }
+
+  // MARK: Posted by the control side
+
+  /// Starts a queue on a seat: its runner is made here, so that its memory is this thread's.
+  func install(
+    _ maker: RunnerMaker, seat: UInt16, _ setup: QueueSetup, counters: QueueCounters
+  ) -> QueueStartError? {
+    if let failure { return .host(failure) }
+    guard Int(seat) < seats.count, seats[Int(seat)] == nil else { return .alreadyRunning }
+    epoch &+= 1
+    let place = unsafe RunnerPlace(
+      layout: setup.layout, map: setup.map, uring: uring, one: one, seat: seat, epoch: epoch,
+      counters: counters, enabled: setup.enabled, onFault: setup.onFault)
+    do {
+      let runner = try maker(place)
+      do {
+        try runner.line.setKick(setup.kick)
+        try runner.line.setCall(setup.call, signal: false)
+      } catch {
+        runner.line.close()
+        return .host(error)
+      }
+      seats[Int(seat)] = runner
+      active.append(runner)
+      runner.unpark()
+      return nil
+    } catch {
+      return .layout(error)
+    }
+  }
+
+  func runner(_ seat: UInt16) -> (any QueueRunning)? { Int(seat) < seats.count ? seats[Int(seat)] : nil }
+
+  /// Takes no more chains on a seat; `done` gets the base once the last one is in the used ring.
+  func drain(_ seat: UInt16, done: @escaping @Sendable (UInt32) -> Void) -> Bool {
+    guard let runner = runner(seat) else { return false }
+    runner.drain()
+    whenDrained.append((Int(seat), done))
+    return true
+  }
+
+  func quit() {
+    quitting = true
+    for runner in active { runner.drain() }
+    for (seat, runner) in seats.enumerated() where runner != nil { whenDrained.append((seat, { _ in })) }
+  }
+}

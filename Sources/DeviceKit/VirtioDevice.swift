@@ -1,0 +1,95 @@
+// What a device author writes: a `VirtioDevice` (control side, called by the control thread) and one or more
+// `QueueWorker`s (data side, each on its queue's thread). Nothing here knows the wire, or which ring format is in use.
+
+import VirtQueue
+
+/// What a device is, in numbers and names.
+public struct DeviceIdentity: Sendable {
+  /// The virtio device id (virtio 1.3 §5): 1 net, 2 block, 4 entropy.
+  public let id: UInt16
+  /// Short, for logs, thread names and statistics.
+  public let name: String
+  /// How many queues a front-end may use.
+  public let queueLimit: Int
+  /// Names of the device's own counters; workers add to them by index (`QueueIO.count`).
+  public let counters: [String]
+
+  public init(id: UInt16, name: String, queueLimit: Int, counters: [String] = []) {
+    self.id = id
+    self.name = name
+    self.queueLimit = queueLimit
+    self.counters = counters
+  }
+}
+
+/// Why a device refuses.
+public enum DeviceError: Error, Equatable, Sendable {
+  /// A configuration field that the driver may not write, or a value it may not have.
+  case configRefused(offset: Int, count: Int)
+  /// The queue cannot be served; the reason in words.
+  case startRefused(String)
+}
+
+/// A paravirtual device. Its methods are called by one control thread at a time, never on the data path.
+public protocol VirtioDevice: AnyObject, Sendable {
+  var identity: DeviceIdentity { get }
+  /// The device's own feature bits (0 to 23, 50 to 63), offered as long as the device lives. Bits of the ring and the
+  /// transport are added by what serves it.
+  var features: FeatureSet { get }
+  /// Descriptors that workers do I/O on. They are registered with every queue thread before a front-end is served;
+  /// a worker names them by `QueueStart.files`, in this order.
+  var descriptors: [Int32] { get }
+
+  /// Writes the device's configuration space, from its start.
+  func readConfig(_ out: inout ConfigWriter)
+  /// The driver writes bytes of it.
+  func writeConfig(_ bytes: RawSpan, at offset: Int) throws(DeviceError)
+  /// The driver's choice of features; sent before queues start, and maybe again.
+  func negotiated(_ features: FeatureSet)
+  /// A queue is to be served: end with `queue.run { worker }`.
+  func start(_ queue: consuming QueueStart) throws(DeviceError)
+  /// Back to the state before the first driver. No queue runs at this time.
+  func reset()
+}
+
+extension VirtioDevice {
+  public var descriptors: [Int32] { [] }
+  public func readConfig(_ out: inout ConfigWriter) {}
+  public func writeConfig(_ bytes: RawSpan, at offset: Int) throws(DeviceError) {
+    throw .configRefused(offset: offset, count: bytes.byteCount)
+  }
+  public func negotiated(_ features: FeatureSet) {}
+  public func reset() {}
+}
+
+/// Serves one queue. Made on the queue's thread, lives and dies there, and needs no lock.
+///
+/// A chain taken with `q.next()` is completed, or held by its head while I/O runs and completed when that is done.
+public protocol QueueWorker: ~Copyable, SendableMetatype {
+  /// Chains may be available: take what `q.next()` gives, until nil.
+  mutating func service<R: VirtRing & ~Copyable>(_ q: inout QueueIO<R>)
+  /// One operation that this worker submitted has ended.
+  mutating func completed<R: VirtRing & ~Copyable>(_ completion: Completion, _ q: inout QueueIO<R>)
+}
+
+extension QueueWorker where Self: ~Copyable {
+  public mutating func completed<R: VirtRing & ~Copyable>(_ completion: Completion, _ q: inout QueueIO<R>) {}
+}
+
+/// Collects configuration bytes. Little-endian, as modern drivers and legacy ones on x86 read them.
+public struct ConfigWriter: Sendable {
+  public private(set) var bytes: [UInt8] = []
+  public init() {}
+
+  /// Appends an integer at the next offset.
+  public mutating func append<T: FixedWidthInteger & Sendable>(_ value: T) {
+    var rest = value
+    for _ in 0..<(T.bitWidth / 8) {
+      bytes.append(UInt8(truncatingIfNeeded: rest))
+      rest = T.bitWidth > 8 ? rest >> 8 : 0
+    }
+  }
+
+  /// Appends zero bytes.
+  public mutating func pad(_ count: Int) { for _ in 0..<max(0, count) { bytes.append(0) } }
+}
