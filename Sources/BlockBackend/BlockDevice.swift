@@ -1,0 +1,124 @@
+// virtio-blk, control side: features, configuration space, the cache mode. Called by the control thread; what the workers
+// read of it is atomic.
+
+import DeviceKit
+import HostIO
+import Synchronization
+import VirtQueue
+
+/// A disk. Its data side is `BlockWorker`.
+public final class BlockDevice: VirtioDevice {
+  /// What an operator decides.
+  public struct Options: Sendable {
+    /// What GET_ID returns: at most 20 bytes are used.
+    public var serial: String
+    public var queueLimit: Int
+
+    public init(serial: String, queueLimit: Int = 64) {
+      self.serial = serial
+      self.queueLimit = queueLimit
+    }
+  }
+
+  /// Data segments in a request: with header and status they fill QEMU's default queue of 128. Longer ones are served.
+  static let segmentLimit: UInt32 = 126
+
+  public let identity: DeviceIdentity
+  public let features: FeatureSet
+  let image: BlockImage
+  let serial: [UInt8]
+  private let capacity: Atomic<UInt64>
+  /// The driver's choice: true while writes may stay in a volatile cache until a flush.
+  private let writeback = Atomic<Bool>(true)
+  /// What workers ask before each write: must it be durable when it completes?
+  private let durableWrites = Atomic<Bool>(false)
+  private let acknowledged = Atomic<UInt64>(0)
+
+  public init(image: consuming BlockImage, options: Options) {
+    identity = DeviceIdentity(
+      id: 2, name: "blk", queueLimit: options.queueLimit, counters: BlockCounter.allCases.map(\.name))
+    var features: FeatureSet = [.segmentLimit, .blockSize, .flush, .cacheMode]
+    if options.queueLimit > 1 { features.insert(.multiQueue) }
+    if image.isReadOnly { features.insert(.readOnly) }
+    self.features = features
+    serial = Array(options.serial.utf8.prefix(20))
+    capacity = Atomic(image.byteCount / sectorBytes)
+    self.image = image
+  }
+
+  /// The disk's size in sectors of 512 bytes.
+  public var sectors: UInt64 { capacity.load(ordering: .relaxed) }
+  var byteCount: UInt64 { sectors &* sectorBytes }
+  var isReadOnly: Bool { image.isReadOnly }
+  var mustBeDurable: Bool { durableWrites.load(ordering: .relaxed) }
+
+  public var descriptors: [Int32] { image.raw.map { [$0] } ?? [] }
+
+  public func readConfig(_ out: inout ConfigWriter) {
+    out.append(sectors)
+    out.append(UInt32(0))  // size_max: not offered
+    out.append(Self.segmentLimit)
+    out.pad(4)  // geometry: not offered
+    out.append(UInt32(sectorBytes))
+    out.pad(8)  // topology: not offered
+    out.append(UInt8(writeback.load(ordering: .relaxed) ? 1 : 0))
+    out.pad(1)
+    out.append(UInt16(identity.queueLimit))
+  }
+
+  /// Only `writeback`, one byte at offset 32, is the driver's (virtio 1.3 §5.2.4).
+  public func writeConfig(_ bytes: RawSpan, at offset: Int) throws(DeviceError) {
+    guard offset == 32, bytes.byteCount == 1 else {
+      throw .configRefused(offset: offset, count: bytes.byteCount)
+    }
+    // SAFETY: one byte is there.
+    let value = unsafe bytes.unsafeLoad(as: UInt8.self)
+    guard value <= 1 else { throw .configRefused(offset: offset, count: 1) }
+    writeback.store(value == 1, ordering: .relaxed)
+    settleDurability()
+  }
+
+  public func negotiated(_ features: FeatureSet) {
+    let before = acknowledged.exchange(features.rawValue, ordering: .relaxed)
+    // Sent again on each start by some front-ends: that changes nothing. CONFIG_WCE without FLUSH starts as
+    // write-through (virtio 1.3 §5.2.5.2).
+    if before != features.rawValue, features.contains(.cacheMode), !features.contains(.flush) {
+      writeback.store(false, ordering: .relaxed)
+    }
+    settleDurability()
+  }
+
+  public func reset() {
+    writeback.store(true, ordering: .relaxed)
+    acknowledged.store(0, ordering: .relaxed)
+    settleDurability()
+  }
+
+  /// A driver that can neither flush nor choose gets durable writes; one that chose write-through too.
+  /// (virtio 1.3 §5.2.6.2)
+  private func settleDurability() {
+    let features = FeatureSet(rawValue: acknowledged.load(ordering: .relaxed))
+    let volatile = features.contains(.cacheMode) ? writeback.load(ordering: .relaxed) : features.contains(.flush)
+    durableWrites.store(!volatile, ordering: .relaxed)
+  }
+
+  public func start(_ queue: consuming QueueStart) throws(DeviceError) {
+    let size = queue.size
+    let file = queue.files.first
+    queue.run { [self] in BlockWorker(device: self, file: file, size: size) }
+  }
+}
+
+/// What a disk counts, by queue.
+enum BlockCounter: Int, CaseIterable {
+  case reads, writes, flushes, identifications
+  case bytesRead, bytesWritten
+  /// Requests ended with IOERR, with UNSUPP, and without a status for want of a place for one.
+  case errors, unsupported, malformed
+  /// Short or interrupted operations that were continued.
+  case continued
+  /// Flushes that reached the storage.
+  case syncs
+
+  var name: String { String(describing: self) }
+}

@@ -1,0 +1,89 @@
+// What a disk's blocks are kept in: a raw file, a block device, or nothing at all (for measurement). Opened by the
+// program before its sandbox closes, read by the device.
+
+import CLinux
+import Glibc
+import HostIO
+
+/// Why an image cannot be served.
+public enum BlockImageError: Error, Equatable, Sendable {
+  case cannotOpen(path: String, code: Int32)
+  /// Not a regular file and not a block device.
+  case notAnImage(path: String, what: String)
+  /// The size in bytes is 0 or no multiple of 512.
+  case oddSize(path: String, bytes: UInt64)
+  case readOnlyDevice(path: String)
+}
+
+/// A disk's storage.
+public struct BlockImage: ~Copyable, Sendable {
+  /// Nil: a disk that moves no data.
+  private let descriptor: OwnedFD?
+  public let byteCount: UInt64
+  public let isReadOnly: Bool
+  /// The same for every opening of the same storage, different for any other: "device:inode", or the null disk's size.
+  public let identity: String
+
+  /// The descriptor, ours for as long as the image lives.
+  var raw: Int32? {
+    switch descriptor {
+    case .some(let descriptor): descriptor.raw
+    case .none: nil
+    }
+  }
+
+  /// Opens a raw image. Creates and changes nothing.
+  public init(path: String, readOnly: Bool) throws(BlockImageError) {
+    // SAFETY: a NUL-terminated path; flags only. O_NONBLOCK: a FIFO must not hold us up; it means nothing to files.
+    let raw = unsafe clx_open(path, (readOnly ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK, 0)
+    guard raw >= 0 else {
+      let code = errno
+      if code == EISDIR { throw .notAnImage(path: path, what: "a directory") }
+      throw .cannotOpen(path: path, code: code)
+    }
+    let descriptor = OwnedFD(adopting: raw)
+    var facts = stat()
+    // SAFETY: fills the local value.
+    guard unsafe fstat(raw, &facts) == 0 else { throw .cannotOpen(path: path, code: errno) }
+    var bytes = UInt64(max(0, facts.st_size))
+    switch facts.st_mode & S_IFMT {
+    case S_IFREG: break
+    case S_IFBLK:
+      var size: UInt64 = 0
+      var locked: Int32 = 0
+      // SAFETY: BLKGETSIZE64 fills a u64, BLKROGET an int.
+      guard unsafe clx_ioctl_pointer(raw, clx_BLKGETSIZE64, &size) == 0 else {
+        throw .cannotOpen(path: path, code: errno)
+      }
+      if !readOnly, unsafe clx_ioctl_pointer(raw, clx_BLKROGET, &locked) == 0, locked != 0 {
+        throw .readOnlyDevice(path: path)
+      }
+      bytes = size
+    case let kind: throw .notAnImage(path: path, what: Self.name(of: kind))
+    }
+    guard bytes > 0, bytes % sectorBytes == 0 else { throw .oddSize(path: path, bytes: bytes) }
+    self.descriptor = consume descriptor
+    byteCount = bytes
+    isReadOnly = readOnly
+    identity = "\(facts.st_dev):\(facts.st_ino)"
+  }
+
+  /// A disk of `nullBytes` bytes (a multiple of 512) that keeps nothing: reads leave the driver's buffer as it is.
+  public init(nullBytes: UInt64) throws(BlockImageError) {
+    guard nullBytes > 0, nullBytes % sectorBytes == 0 else { throw .oddSize(path: "null", bytes: nullBytes) }
+    descriptor = nil
+    byteCount = nullBytes
+    isReadOnly = false
+    identity = "null:\(nullBytes)"
+  }
+
+  private static func name(of kind: mode_t) -> String {
+    switch kind {
+    case S_IFDIR: "a directory"
+    case S_IFCHR: "a character device"
+    case S_IFIFO: "a FIFO"
+    case S_IFSOCK: "a socket"
+    default: "no file"
+    }
+  }
+}

@@ -1,0 +1,207 @@
+// virtio-blk, data side: one queue's requests, from the chain to the ring and back. On the queue's thread.
+
+import CLinux
+import DeviceKit
+import Glibc
+import HostIO
+import VirtQueue
+
+/// Serves one queue of a disk.
+@safe struct BlockWorker: ~Copyable, QueueWorker {
+  /// More vectors than the kernel takes in one operation are moved in several.
+  private static var vectorLimit: Int { 1024 }
+  private static var retryLimit: UInt8 { 100 }
+
+  private let device: BlockDevice
+  private let file: FileSlot?
+  // SAFETY: `size` requests; indexed by heads, which are below the queue's size. A request is read only between the
+  // `hold` that wrote it and the `take` that ends it.
+  private let requests: UnsafeMutablePointer<BlockRequest>
+
+  init(device: BlockDevice, file: FileSlot?, size: UInt16) {
+    self.device = device
+    self.file = file
+    unsafe requests = .allocate(capacity: Int(size))
+  }
+
+  deinit { unsafe requests.deallocate() }
+
+  mutating func service<R: VirtRing & ~Copyable>(_ q: inout QueueIO<R>) {
+    while let chain = q.next() { begin(chain, &q) }
+  }
+
+  // MARK: A request comes in
+
+  private mutating func begin<R: VirtRing & ~Copyable>(_ chain: consuming Chain, _ q: inout QueueIO<R>) {
+    var words: (UInt64, UInt64) = (0, 0)
+    // SAFETY: the buffer is the local pair.
+    let copied = unsafe withUnsafeMutableBytes(of: &words) { unsafe chain.readable.copyOut(to: $0) }
+    guard let status = StatusPlace(in: chain.writable) else {
+      // Nowhere to say anything: the length tells (virtio 1.3 §2.7.8.2).
+      q.count(.malformed)
+      q.complete(chain, written: 0)
+      return
+    }
+    guard copied == BlockHeader.byteCount, !chain.hasHole else {
+      end(chain, .ioError, at: status, &q)
+      return
+    }
+    let header = BlockHeader(words: words)
+    switch header.type {
+    case BlockRequestType.read:
+      q.count(.reads)
+      move(chain, sector: header.sector, .read, status: status, &q)
+    case BlockRequestType.write:
+      q.count(.writes)
+      move(chain, sector: header.sector, .write, status: status, &q)
+    case BlockRequestType.flush, BlockRequestType.flushOut:
+      q.count(.flushes)
+      flush(chain, status: status, &q)
+    case BlockRequestType.getID:
+      q.count(.identifications)
+      identify(chain, status: status, &q)
+    default:
+      end(chain, .unsupported, at: status, &q)
+    }
+  }
+
+  /// Reads or writes: checks the request against the disk, and starts the transfer.
+  private mutating func move<R: VirtRing & ~Copyable>(
+    _ chain: consuming Chain, sector: UInt64, _ kind: BlockRequest.Kind, status: StatusPlace,
+    _ q: inout QueueIO<R>
+  ) {
+    // Both parts are there (see `begin`), so neither difference can be negative.
+    let readable = chain.readable.byteCount &- UInt32(BlockHeader.byteCount)
+    let writable = chain.writable.byteCount &- 1
+    let (bytes, strays) = kind == .write ? (readable, writable) : (writable, readable)
+    let (offset, overflow) = sector.multipliedReportingOverflow(by: sectorBytes)
+    let (end, pastEnd) = offset.addingReportingOverflow(UInt64(bytes))
+    guard strays == 0, UInt64(bytes) % sectorBytes == 0, !overflow, !pastEnd, end <= device.byteCount,
+      kind == .read || !device.isReadOnly
+    else {
+      self.end(chain, .ioError, at: status, &q)
+      return
+    }
+    guard bytes > 0, let file else {
+      finish(chain, kind, bytes, at: status, &q)
+      return
+    }
+    var data = kind == .write ? VectorRun(chain.readable) : VectorRun(chain.writable)
+    if kind == .write { data.dropFirst(BlockHeader.byteCount) } else { data.dropLastByte() }
+    let request = BlockRequest(
+      kind: kind, status: status, data: data, offset: offset, left: bytes, total: bytes)
+    submit(chain, request, file, &q)
+  }
+
+  private mutating func flush<R: VirtRing & ~Copyable>(
+    _ chain: consuming Chain, status: StatusPlace, _ q: inout QueueIO<R>
+  ) {
+    guard let file else {
+      finish(chain, .flush, 0, at: status, &q)
+      return
+    }
+    q.count(.syncs)
+    let request = BlockRequest(kind: .flush, status: status, data: VectorRun(chain.writable))
+    submit(chain, request, file, &q)
+  }
+
+  /// The serial, NUL padded, as much of it as there is room for; room past it is zeroed.
+  private func identify<R: VirtRing & ~Copyable>(
+    _ chain: consuming Chain, status: StatusPlace, _ q: inout QueueIO<R>
+  ) {
+    let room = chain.writable.byteCount &- 1
+    var at = 0
+    _ = chain.writable.fill { span in
+      for i in 0..<span.byteCount {
+        span.storeBytes(of: at < device.serial.count ? device.serial[at] : 0, toByteOffset: i, as: UInt8.self)
+        at += 1
+      }
+      return true
+    }
+    end(chain, .ok, at: status, written: room &+ 1, &q)
+  }
+
+  // MARK: I/O
+
+  /// Holds the chain under its head and moves as much as one operation can.
+  private mutating func submit<R: VirtRing & ~Copyable>(
+    _ chain: consuming Chain, _ request: BlockRequest, _ file: FileSlot, _ q: inout QueueIO<R>
+  ) {
+    let head = chain.hold()
+    // SAFETY: head < size. The vectors stay with the held chain.
+    unsafe requests[Int(head)] = request
+    let count = min(request.data.count, Self.vectorLimit)
+    switch request.kind {
+    case .read: unsafe q.readv(file, request.data.first, count: count, offset: request.offset, head: head)
+    case .write:
+      unsafe q.writev(
+        file, request.data.first, count: count, offset: request.offset, durable: device.mustBeDurable,
+        head: head)
+    case .flush: q.syncData(file, head: head)
+    }
+  }
+
+  mutating func completed<R: VirtRing & ~Copyable>(_ completion: Completion, _ q: inout QueueIO<R>) {
+    guard let chain = q.take(completion.head), let file else { return }
+    // SAFETY: a held chain's request, head < size.
+    var request = unsafe requests[Int(completion.head)]
+    let result = completion.result
+    if result == -EINTR || result == -EAGAIN, request.retries < Self.retryLimit {
+      request.retries += 1
+      q.count(.continued)
+      submit(chain, request, file, &q)
+      return
+    }
+    // An error, or nothing moved: the end of a truncated image.
+    guard result >= 0, UInt64(result) <= UInt64(request.left), result > 0 || request.left == 0 else {
+      end(chain, .ioError, at: request.status, &q)
+      return
+    }
+    let moved = UInt32(result)
+    if moved < request.left {
+      request.data.dropFirst(Int(moved))
+      request.offset &+= UInt64(moved)
+      request.left &-= moved
+      q.count(.continued)
+      submit(chain, request, file, &q)
+      return
+    }
+    finish(chain, request.kind, request.total, at: request.status, &q)
+  }
+
+  // MARK: A request goes out
+
+  /// Ends a request that moved all its `bytes`.
+  private func finish<R: VirtRing & ~Copyable>(
+    _ chain: consuming Chain, _ kind: BlockRequest.Kind, _ bytes: UInt32, at status: StatusPlace,
+    _ q: inout QueueIO<R>
+  ) {
+    switch kind {
+    case .read: q.count(.bytesRead, UInt64(bytes))
+    case .write: q.count(.bytesWritten, UInt64(bytes))
+    case .flush: break
+    }
+    end(chain, .ok, at: status, written: kind == .read ? bytes &+ 1 : 1, &q)
+  }
+
+  /// Writes the status and gives the chain back. `written` counts from the first writable byte; a request that failed
+  /// wrote none of its data, so that its status counts only where it is that byte.
+  private func end<R: VirtRing & ~Copyable>(
+    _ chain: consuming Chain, _ status: BlockStatus, at place: StatusPlace, written: UInt32? = nil,
+    _ q: inout QueueIO<R>
+  ) {
+    switch status {
+    case .ok: break
+    case .ioError: q.count(.errors)
+    case .unsupported: q.count(.unsupported)
+    }
+    // SAFETY: a byte of guest memory that the chain lets us write.
+    unsafe clx_store_relaxed_u8(place.byte, status.rawValue)
+    let honest: UInt32 = chain.writable.byteCount == 1 ? 1 : 0
+    q.complete(chain, written: written ?? honest)
+  }
+}
+
+extension QueueIO where R: ~Copyable {
+  fileprivate func count(_ counter: BlockCounter, _ amount: UInt64 = 1) { count(counter.rawValue, amount) }
+}
