@@ -62,7 +62,7 @@ let package = Package(
         .product(name: "Logging", package: "swift-log"),
       ], swiftSettings: strict),
     .target(
-      name: "EntropyDevice", dependencies: ["DeviceKit", "VirtQueue"],
+      name: "EntropyDevice", dependencies: ["DeviceKit", "VirtQueue", "CLinux"],
       path: "Examples/EntropyDevice", swiftSettings: strict),
     .executableTarget(
       name: "rng-backend", dependencies: ["EntropyDevice", "DeviceKit", "VhostUser"],
