@@ -14,3 +14,10 @@ long clx_preadv2(int fd, const struct iovec *vectors, int count, int64_t offset,
 long clx_pwritev2(int fd, const struct iovec *vectors, int count, int64_t offset, int flags) {
   return pwritev2(fd, vectors, count, offset, flags);
 }
+
+int clx_strerror(int code, char *buffer, size_t capacity) {
+  const char *text = strerror_r(code, buffer, capacity);
+  if (text == NULL || strlen(text) >= capacity) return -1;
+  if (text != buffer) strcpy(buffer, text);
+  return 0;
+}

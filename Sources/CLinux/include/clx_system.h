@@ -89,3 +89,6 @@ int clx_thread_start(pthread_t *thread, const char *name, const uint16_t *cpus, 
                      void *context, int *affinity_error);
 /// The processors this thread may run on, ascending, at most `capacity`; returns how many there are, or -1.
 int clx_allowed_cpus(uint16_t *cpus, size_t capacity);
+
+/// The words for an errno, into the buffer; 0 where they fitted.
+int clx_strerror(int code, char *buffer, size_t capacity);
