@@ -1,6 +1,8 @@
 // GNU-only calls, see clx_system.h.
 #include "CLinux.h"
 
+#include <sys/signalfd.h>
+
 const int clx_O_DIRECT = O_DIRECT, clx_O_PATH = O_PATH;
 
 int clx_accept4(int fd, int flags) { return accept4(fd, NULL, NULL, flags); }
@@ -21,3 +23,5 @@ int clx_strerror(int code, char *buffer, size_t capacity) {
   if (text != buffer) strcpy(buffer, text);
   return 0;
 }
+
+int clx_signalfd(const sigset_t *signals) { return signalfd(-1, signals, SFD_NONBLOCK | SFD_CLOEXEC); }

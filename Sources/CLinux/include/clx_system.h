@@ -92,3 +92,6 @@ int clx_allowed_cpus(uint16_t *cpus, size_t capacity);
 
 /// The words for an errno, into the buffer; 0 where they fitted.
 int clx_strerror(int code, char *buffer, size_t capacity);
+
+/// A non-blocking signalfd for a set of signals.
+int clx_signalfd(const sigset_t *signals);
