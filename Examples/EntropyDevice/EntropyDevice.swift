@@ -20,14 +20,19 @@ public final class EntropyDevice: VirtioDevice {
 struct EntropyWorker: QueueWorker {
   mutating func service<R: VirtRing & ~Copyable>(_ q: inout QueueIO<R>) {
     while let chain = q.next() {
-      let written = chain.writable.fill { span in
-        // SAFETY: fills exactly the span; what the kernel refuses ends the chain's part that counts as written.
-        unsafe span.withUnsafeMutableBytes { bytes in
-          unsafe getrandom(bytes.baseAddress, bytes.count, 0) == bytes.count
-        }
-      }
+      let written = fill(chain)
       q.count(0, UInt64(written))
       q.complete(chain, written: written)
+    }
+  }
+
+  /// Random bytes into all of the chain; a piece that the kernel refuses ends what counts as written.
+  private func fill(_ chain: borrowing Chain) -> UInt32 {
+    chain.writable.fill { span in
+      // SAFETY: fills exactly the span.
+      unsafe span.withUnsafeMutableBytes { bytes in
+        unsafe getrandom(bytes.baseAddress, bytes.count, 0) == bytes.count
+      }
     }
   }
 }
