@@ -76,6 +76,11 @@ import CLinux
     return unsafe (d, a, u)
   }
 
+  /// Whether a ring of this layout lies in a map.
+  public static func fits(_ layout: RingLayout, in map: GuestMemoryMap) -> Bool {
+    unsafe (try? areas(of: layout, in: map)) != nil
+  }
+
   public var liveCount: Int { @inlinable get { table.liveCount } }
   public var base: UInt32 { UInt32(nextAvailable) }
 

@@ -1,0 +1,119 @@
+// Serves one device to one front-end after another, on a control thread of its own.
+
+import DeviceKit
+import HostIO
+import Logging
+
+/// Where front-ends come from.
+public enum Endpoint: ~Copyable, Sendable {
+  /// They connect here.
+  case listener(UnixListener)
+  /// One is connected already; its end is the server's.
+  case connected(OwnedFD)
+  /// We connect to them, again and again.
+  case connecting(path: String)
+}
+
+/// A vhost-user back-end for one device. Use: `start()`; when `endDescriptor` becomes readable, or after `requestStop()`,
+/// `finish()`.
+public final class VhostUserServer: Sendable {
+  private let host: DeviceHost
+  private let endpoint: Endpoint
+  private let log: Logger
+  private let stop: EventFD
+  private let ended: EventFD
+  private let done = Reply<Void>()
+
+  /// Nothing is served before `start`. The queue threads of `host` must have been started by then.
+  public init(host: DeviceHost, endpoint: consuming Endpoint, log: Logger) throws(HostError) {
+    self.host = host
+    self.endpoint = endpoint
+    self.log = log
+    stop = try EventFD()
+    ended = try EventFD()
+  }
+
+  /// Serves from now on.
+  public func start() throws(HostError) {
+    _ = try PinnedThread(name: "control", cpus: []) { [self] in
+      serve()
+      unlinkSocket()
+      done.fulfil(())
+      ended.signal()
+    }
+  }
+
+  /// Readable once the server has ended.
+  public var endDescriptor: Int32 { ended.raw }
+
+  /// Ends the session there is: its queues take nothing more, requests under way are finished. Returns at once.
+  public func requestStop() { stop.signal() }
+
+  /// Waits for the end.
+  public func finish() { done.wait() }
+
+  /// Leaves at once, whatever is under way; the process is to end.
+  public func abandon() { unlinkSocket() }
+
+  private func unlinkSocket() {
+    switch endpoint {
+    case .listener(let listener): listener.unlinkPath()
+    default: break
+    }
+  }
+
+  private var isStopping: Bool { Poll.one(stop.raw, .readable, milliseconds: 0).contains(.readable) }
+
+  private func serve() {
+    switch endpoint {
+    case .listener(let listener): serve(listener)
+    case .connected(let descriptor):
+      // The endpoint keeps its descriptor; the session has one of its own.
+      guard let copy = try? descriptor.duplicate() else { return }
+      serve(UnixStream(adopting: copy))
+    case .connecting(let path): connect(to: path)
+    }
+  }
+
+  private func serve(_ listener: borrowing UnixListener) {
+    while !isStopping {
+      let ready = Poll.any([(listener.raw, .readable), (stop.raw, .readable)], milliseconds: -1)
+      if !ready[1].isEmpty { return }
+      do {
+        if let connection = try listener.accept() { serve(UnixStream(adopting: connection)) }
+      } catch {
+        // Out of descriptors or memory: the connection stays in the backlog; look again in a while.
+        log.warning("cannot accept a connection: \(error)")
+        _ = Poll.one(stop.raw, .readable, milliseconds: 500)
+      }
+    }
+  }
+
+  /// Tries again after 100 ms, then ever later, up to a second.
+  private func connect(to path: String) {
+    var pause: Int32 = 100
+    var told = false
+    while !isStopping {
+      do {
+        serve(try UnixStream(connectingTo: path))
+        pause = 100
+        told = false
+      } catch {
+        if !told { log.notice("waiting for a front-end at '\(path)': \(error)") }
+        told = true
+      }
+      _ = Poll.one(stop.raw, .readable, milliseconds: pause)
+      pause = min(1000, pause * 2)
+    }
+  }
+
+  private func serve(_ stream: consuming UnixStream) {
+    log.info("a front-end has connected")
+    let session = Session(host: host, stream: stream, stop: stop.raw, log: log)
+    switch session.run() {
+    case .peerClosed: log.info("the front-end has left")
+    case .stopped: log.info("the session was stopped")
+    case .dropped(let reason): session.limiter.warning("the connection was closed: \(reason)")
+    }
+  }
+}

@@ -1,0 +1,77 @@
+// What is offered, what was chosen, and the configuration space. On the control thread.
+
+import DeviceKit
+
+extension FeatureSet {
+  /// VHOST_USER_F_PROTOCOL_FEATURES: bit 30 of the feature words on this wire.
+  static let protocolFeatures = FeatureSet(bit: 30)
+}
+
+extension Session {
+  /// What rings and transport add to the device's own bits.
+  static let transportFeatures: FeatureSet = [
+    .indirectDescriptors, .eventIndex, .version1, .packedRing, .ringReset, .protocolFeatures,
+  ]
+
+  /// May come again at any time, with rings running: nothing is reset by it.
+  func setFeatures(_ features: FeatureSet) -> Handling {
+    let strange = features.subtracting(offered)
+    guard strange.isEmpty else { return .refused("features \(strange) were not offered") }
+    acknowledged = features
+    host.device.negotiated(features)
+    if !features.contains(.protocolFeatures) {
+      // Without SET_VRING_ENABLE all rings are enabled from the start (vhost-user, "Ring states").
+      for (index, ring) in rings.enumerated() where !ring.enabled {
+        ring.enabled = true
+        if ring.started { host.setEnabled(index, true) }
+      }
+    }
+    return .done
+  }
+
+  func setProtocolFeatures(_ features: ProtocolFeatures) -> Handling {
+    let strange = features.subtracting(offeredProtocol)
+    guard strange.isEmpty else {
+      return .refused("protocol features 0x\(String(strange.rawValue, radix: 16)) were not offered")
+    }
+    negotiatedProtocol = features
+    return .done
+  }
+
+  /// The largest configuration space of any device (vhost-user, VHOST_USER_MAX_CONFIG_SIZE).
+  private static var configLimit: UInt64 { 256 }
+
+  /// Answers any range within the limit, zero-filled past the device's fields; an empty answer says that there is none.
+  func getConfig(_ reader: inout PayloadReader) -> Handling {
+    let offset = reader.u32()
+    let size = reader.u32()
+    let flags = reader.u32()
+    guard size > 0, UInt64(offset) + UInt64(size) <= Self.configLimit else { return .answer([]) }
+    var fields = ConfigWriter()
+    host.device.readConfig(&fields)
+    fields.pad(Int(Self.configLimit) - fields.bytes.count)
+    var answer = PayloadWriter()
+    answer.u32(offset)
+    answer.u32(size)
+    answer.u32(flags)
+    return .answer(answer.bytes + fields.bytes[Int(offset)..<Int(offset) + Int(size)])
+  }
+
+  /// Flags 0 and 1 (a driver's write, a migration's) are the same to us.
+  func setConfig(_ reader: inout PayloadReader) -> Handling {
+    let offset = reader.u32()
+    let size = reader.u32()
+    let flags = reader.u32()
+    guard flags <= 1, size > 0, UInt64(offset) + UInt64(size) <= Self.configLimit else {
+      return .refused("configuration write of \(size) bytes at \(offset), flags \(flags)")
+    }
+    let bytes = reader.rest
+    do {
+      // SAFETY: the span is the local array's, for the length of the call.
+      unsafe try host.device.writeConfig(bytes.span.bytes, at: Int(offset))
+      return .done
+    } catch {
+      return .refused("configuration write of \(size) bytes at \(offset): \(error)")
+    }
+  }
+}

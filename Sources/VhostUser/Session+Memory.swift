@@ -1,0 +1,63 @@
+// Memory messages: a change is prepared beside what is in use, taken up by every running ring, and then kept. On the
+// control thread.
+
+import DeviceKit
+import HostIO
+import VirtQueue
+
+extension Session {
+  func setMemoryTable(_ reader: inout PayloadReader, _ descriptors: inout DescriptorBag) -> Handling {
+    let count = Int(reader.u32())
+    _ = reader.u32()
+    guard (1...MemoryTable.tableLimit).contains(count) else {
+      return .refused("a memory table of \(count) regions, expected 1 to \(MemoryTable.tableLimit)")
+    }
+    var table = MemoryTable()
+    for _ in 0..<count {
+      let description = RegionDescription(&reader)
+      guard let file = descriptors.takeFirst() else { return .refused("a region without its descriptor") }
+      // The very same region twice in one table is an overlap.
+      guard !table.contains(description) else { return .refused("a region that is in the table twice") }
+      do { try table.add(description, file: file) } catch { return .refused("memory table: \(error)") }
+    }
+    return take(table)
+  }
+
+  func addRegion(_ reader: inout PayloadReader, _ file: consuming OwnedFD?) -> Handling {
+    _ = reader.u64()
+    let description = RegionDescription(&reader)
+    // Sent once per queue pair by some front-ends.
+    if memory.contains(description) { return .done }
+    guard let file else { return .refused("a region without its descriptor") }
+    var table = memory
+    do { try table.add(description, file: file) } catch { return .refused("memory region: \(error)") }
+    return take(table)
+  }
+
+  func removeRegion(_ reader: inout PayloadReader) -> Handling {
+    _ = reader.u64()
+    let description = RegionDescription(&reader)
+    var table = memory
+    do { try table.remove(description) } catch { return .refused("memory region: \(error)") }
+    return table.count == memory.count ? .done : take(table)
+  }
+
+  /// Makes a table the one in use: every running ring has switched to it when this returns. Refused, with the old one in
+  /// place, where it does not hold a running ring.
+  private func take(_ table: MemoryTable) -> Handling {
+    let next: GuestMemoryMap
+    do {
+      next = try table.makeMap(generation: (map?.generation ?? 0) &+ 1)
+    } catch {
+      return .refused("memory table: \(error)")
+    }
+    let running = rings.indices.filter { rings[$0].started }
+    for index in running where !holds(rings[index], next) {
+      return .refused("memory table: ring \(index) runs and is not in it")
+    }
+    for index in host.move(running, to: next) { limiter.warning("ring \(index) is not in the new memory table") }
+    memory = table
+    map = next
+    return .done
+  }
+}

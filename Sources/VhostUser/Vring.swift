@@ -1,0 +1,74 @@
+// What a session knows of one ring between its messages. On the control thread; `ErrorLine` is also the queue thread's.
+
+import HostIO
+import Synchronization
+import VirtQueue
+
+/// The front-end's descriptor for errors of one ring: signalled by the queue's thread when the ring breaks.
+final class ErrorLine: Sendable {
+  private let descriptor = Mutex<OwnedFD?>(nil)
+
+  func set(_ new: consuming sending OwnedFD?) {
+    var new = new
+    descriptor.withLock { current in swap(&current, &new) }
+  }
+
+  func signal() {
+    descriptor.withLock { current in
+      if let raw = current?.raw { EventFD.signal(raw) }
+    }
+  }
+}
+
+/// The ring addresses of SET_VRING_ADDR, in the front-end's address space.
+struct VringAddresses: Equatable {
+  var descriptor: UInt64
+  var used: UInt64
+  var available: UInt64
+
+  /// {u32 index, u32 flags, u64 descriptor, u64 used, u64 available, u64 log}; the index was read before.
+  init(_ reader: inout PayloadReader) {
+    _ = reader.u32()
+    descriptor = reader.u64()
+    used = reader.u64()
+    available = reader.u64()
+  }
+}
+
+/// One ring's set-up. Started and enabled are independent (vhost-user, "Ring states").
+final class Vring {
+  var size: UInt16 = 0
+  var addresses: VringAddresses?
+  var base: UInt32 = 0
+  var enabled = false
+  private(set) var started = false
+  /// Nil until SET_VRING_KICK, or where the ring is to be polled.
+  private(set) var kick: OwnedFD?
+  private(set) var call: OwnedFD?
+  let errorLine = ErrorLine()
+
+  func setKick(_ descriptor: consuming OwnedFD?) { kick = descriptor }
+  func setCall(_ descriptor: consuming OwnedFD?) { call = descriptor }
+  var kickRaw: Int32? { kick?.raw }
+  var callRaw: Int32? { call?.raw }
+
+  func markStarted() { started = true }
+
+  /// The ring is stopped at `base`; its kick descriptor is let go.
+  func markStopped(at base: UInt32?) {
+    started = false
+    kick = nil
+    if let base { self.base = base }
+  }
+
+  /// Back to the state before the first message.
+  func reset() {
+    size = 0
+    addresses = nil
+    base = 0
+    enabled = false
+    kick = nil
+    call = nil
+    errorLine.set(nil)
+  }
+}
