@@ -48,6 +48,6 @@ public final class QueueThread: Sendable {
     return reply.wait()
   }
 
-  /// How often the thread slept, and how often it went round.
-  public var counters: QueueCounters { core.threadCounters }
+  /// How often the thread has gone to sleep. Any thread.
+  public var sleeps: UInt64 { core.sleeps.load(ordering: .relaxed) }
 }

@@ -4,6 +4,7 @@
 import CLinux
 import Glibc
 import HostIO
+import Synchronization
 import VirtQueue
 
 /// The thread's state: its ring, its seats, and the one loop.
@@ -21,7 +22,7 @@ import VirtQueue
   private var epoch: UInt16 = 0
   private var quitting = false
   private var failure: HostError?
-  let threadCounters = QueueCounters(deviceCounters: ["sleeps"])
+  let sleeps = Atomic<UInt64>(0)
   private(set) var reservedSeats = 0
   private var reservedFiles = 0
 
@@ -122,7 +123,7 @@ import VirtQueue
       if runner.isEnabled, !runner.line.hasKick { polled = true }
     }
     if !arrived {
-      threadCounters.add(1, to: QueueCounters.firstOwn)
+      sleeps.add(1, ordering: .relaxed)
       // A ring without a kick descriptor is looked at again after 50 µs, then less and less often, up to 1 ms.
       let nap: UInt64? = polled ? min(1_000_000, 50_000 << min(naps, 5)) : nil
       naps += 1
