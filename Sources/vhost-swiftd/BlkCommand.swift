@@ -1,0 +1,86 @@
+// `vhost-swiftd blk`: a disk.
+
+import ArgumentParser
+import BlockBackend
+import Glibc
+
+struct BlkCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "blk",
+    abstract: "Serves a raw image or a block device as a virtio-blk disk.",
+    discussion: """
+      QEMU:
+        -object memory-backend-memfd,id=mem,size=1G,share=on -machine memory-backend=mem \\
+        -chardev socket,id=c0,path=vm.sock,reconnect=1 \\
+        -device vhost-user-blk-pci,chardev=c0,num-queues=2
+
+      The guest sees a disk that can flush and change its cache mode. A guest that negotiates neither gets every write on \
+      stable storage before it completes.
+      """)
+
+  @OptionGroup(title: "Service") var service: ServiceOptions
+
+  @Option(help: ArgumentHelp("A raw image or a block device; its size is a multiple of 512.", valueName: "path"))
+  var blkFile: String?
+
+  @Option(
+    help: ArgumentHelp("Instead of an image: a disk of this size that moves no data, to measure with.", valueName: "size"))
+  var nullSize: ByteSize?
+
+  @Flag(help: "Refuse writes; the guest sees a read-only disk.")
+  var readOnly = false
+
+  @Option(help: ArgumentHelp("What the guest sees as the disk's serial, up to 20 bytes.", valueName: "text"))
+  var serial: String?
+
+  func validate() throws {
+    guard (blkFile == nil) != (nullSize == nil) else {
+      throw ValidationError("give exactly one of --blk-file and --null-size")
+    }
+    if readOnly, nullSize != nil { throw ValidationError("--read-only goes with --blk-file") }
+    if let serial, serial.utf8.count > 20 {
+      throw ValidationError("--serial '\(serial)': \(serial.utf8.count) bytes, at most 20 are possible")
+    }
+    if let nullSize, nullSize.bytes == 0 || nullSize.bytes % 512 != 0 {
+      throw ValidationError("--null-size \(nullSize.bytes): expected a multiple of 512 above 0")
+    }
+  }
+
+  func run() throws {
+    let image = try openImage()
+    let options = BlockDevice.Options(
+      serial: serial ?? Self.defaultSerial(image.identity), queueLimit: service.numQueues ?? 64)
+    try Service(options: service, device: BlockDevice(image: image, options: options)).run()
+  }
+
+  private func openImage() throws(Failure) -> BlockImage {
+    do {
+      if let nullSize { return try BlockImage(nullBytes: nullSize.bytes) }
+      return try BlockImage(path: blkFile ?? "", readOnly: readOnly)
+    } catch {
+      throw .run(Self.sentence(for: error))
+    }
+  }
+
+  private static func sentence(for error: BlockImageError) -> String {
+    switch error {
+    case .cannotOpen(let path, let code):
+      // SAFETY: strerror returns a NUL-terminated string; copied at once, on the only thread there is yet.
+      "cannot open image '\(path)': \(unsafe String(cString: strerror(code)))"
+    case .notAnImage(let path, let what):
+      "'\(path)' is \(what): expected a raw image file or a block device"
+    case .oddSize(let path, let bytes):
+      "image '\(path)' has \(bytes) bytes: expected a multiple of 512 above 0 (truncate -s makes one)"
+    case .readOnlyDevice(let path):
+      "'\(path)' is a read-only block device: add --read-only"
+    }
+  }
+
+  /// The same for the same image each time, and most likely no other's: a hash of where it is.
+  private static func defaultSerial(_ identity: String) -> String {
+    var hash: UInt64 = 0xcbf2_9ce4_8422_2325  // FNV-1a
+    for byte in identity.utf8 { hash = (hash ^ UInt64(byte)) &* 0x100_0000_01b3 }
+    let digits = String(hash, radix: 16)
+    return "vs" + String(repeating: "0", count: 16 - digits.count) + digits
+  }
+}

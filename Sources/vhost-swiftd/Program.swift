@@ -1,0 +1,106 @@
+// The program: dispatches to a subcommand and turns every failure into one line and a status: 2 for usage, 1 for the rest.
+
+import ArgumentParser
+import Glibc
+
+@main
+struct Program: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "vhost-swiftd",
+    abstract: "Serves virtio devices to virtual machines over vhost-user.",
+    discussion: """
+      One process serves one device on one socket. A VMM (QEMU, cloud-hypervisor, crosvm, libblkio, DPDK) connects, \
+      shares the guest's memory, and the device's queues are served from there, without a copy.
+
+      EXAMPLE
+        vhost-swiftd blk --socket-path vm.sock --blk-file disk.img
+        qemu-system-x86_64 ... \\
+          -object memory-backend-memfd,id=mem,size=1G,share=on -machine memory-backend=mem \\
+          -chardev socket,id=c0,path=vm.sock -device vhost-user-blk-pci,chardev=c0
+
+      SIGNALS
+        SIGTERM, SIGINT   finish what is under way (up to --drain-timeout), remove the socket, exit 0
+        SIGUSR1           write the counters as JSON (see --stats)
+
+      EXIT STATUS
+        0 after SIGTERM or at the end of an inherited connection; 2 for wrong usage; 1 for any other failure
+      """,
+    version: version,
+    subcommands: [BlkCommand.self, RngCommand.self])
+
+  static let version = "0.1.0"
+
+  static func main() {
+    let arguments = Invocation.arguments(CommandLine.arguments)
+    if let capabilities = Capabilities.requested(by: arguments) {
+      Output.line(capabilities)
+      return
+    }
+    do {
+      var command = try parseAsRoot(arguments)
+      try command.run()
+    } catch let failure as Failure {
+      Output.error("vhost-swiftd: \(failure.message)\n")
+      Glibc.exit(failure.status)
+    } catch {
+      let status = exitCode(for: error)
+      if status == .success {
+        Output.line(fullMessage(for: error))
+        Glibc.exit(0)
+      }
+      Output.error("vhost-swiftd: \(message(for: error)) (see --help)\n")
+      Glibc.exit(2)
+    }
+  }
+}
+
+/// The arguments as given, or completed from the name the program was called by: management software runs a back-end
+/// by a bare path (docs/interop/vhost-user.rst, "Backend program conventions"), so `vhost-swiftd-blk`, a link, means
+/// `vhost-swiftd blk`.
+enum Invocation {
+  static func arguments(_ all: [String]) -> [String] {
+    let rest = Array(all.dropFirst())
+    let name = all.first?.split(separator: "/").last.map(String.init) ?? ""
+    guard let dash = name.lastIndex(of: "-") else { return rest }
+    let device = String(name[name.index(after: dash)...])
+    let known = Program.configuration.subcommands.contains { $0.configuration.commandName == device }
+    return known ? [device] + rest : rest
+  }
+}
+
+/// What `--print-capabilities` answers, whatever else is on the command line.
+enum Capabilities {
+  static func requested(by arguments: [String]) -> String? {
+    guard arguments.contains("--print-capabilities") else { return nil }
+    switch arguments.first {
+    case "blk": return #"{"type":"block","features":["read-only","blk-file"]}"#
+    case "rng": return #"{"type":"rng"}"#
+    default: return nil
+    }
+  }
+}
+
+/// A failure that ends the program: one line, and the status.
+struct Failure: Error {
+  let message: String
+  let status: Int32
+
+  static func usage(_ message: String) -> Failure { Failure(message: message, status: 2) }
+  static func run(_ message: String) -> Failure { Failure(message: message, status: 1) }
+}
+
+/// Standard output and error, without buffering of our own.
+enum Output {
+  static func line(_ text: String) { write(text + "\n", to: STDOUT_FILENO) }
+  static func error(_ text: String) { write(text, to: STDERR_FILENO) }
+
+  static func write(_ text: String, to descriptor: Int32) {
+    var rest = Array(text.utf8)[...]
+    while !rest.isEmpty {
+      // SAFETY: writes from the array's own storage.
+      let count = unsafe rest.withUnsafeBytes { unsafe Glibc.write(descriptor, $0.baseAddress, $0.count) }
+      if count <= 0, errno != EINTR { return }
+      rest = rest.dropFirst(max(0, count))
+    }
+  }
+}
