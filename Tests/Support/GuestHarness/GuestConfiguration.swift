@@ -1,0 +1,51 @@
+// What a guest is made of: read by Guest.boot.
+
+/// A machine of the `pc` type with shared memory, to which devices are attached in PCI slots that the caller names.
+public struct GuestConfiguration {
+  public var processors = 2
+  public var memoryMiB = 512
+  /// Added to the kernel's command line.
+  public var kernelArguments: [String] = []
+  /// Instead of the usual initramfs: see `GuestImage.adding`.
+  public var initramfs: String?
+  /// Added to QEMU's command line, after the devices.
+  public var arguments: [String] = []
+  private(set) var devices: [String] = []
+  private(set) var backends: [BackendProcess] = []
+
+  public init() {}
+
+  /// Attaches a vhost-user disk. The guest calls the disks vda, vdb, … in the order of their slots (4...31).
+  public mutating func attachDisk(
+    _ backend: BackendProcess, slot: Int, queues: Int = 1, options: [String] = []
+  ) {
+    attach("vhost-user-blk-pci", backend, slot: slot, options: ["num-queues=\(queues)"] + options)
+  }
+
+  /// Attaches any vhost-user device that takes a chardev: `vhost-user-rng-pci` and its like.
+  public mutating func attach(_ device: String, _ backend: BackendProcess, slot: Int, options: [String] = [])
+  {
+    let properties = ["chardev=chr\(slot)", "id=dev\(slot)", "addr=0x\(String(slot, radix: 16))"] + options
+    devices += ["-chardev", "socket,id=chr\(slot),path=\(backend.socketPath)"]
+    backends.append(backend)
+    devices += ["-device", "\(device),\(properties.joined(separator: ","))"]
+  }
+
+  /// QEMU's whole command line; its descriptors 3 and 4 are the monitor and the command port.
+  func commandLine(accelerator: String, kernelLog: String) throws -> [String] {
+    // loglevel 5: warnings and worse; printing everything costs a second of each boot.
+    let words = ["console=ttyS0", "loglevel=5"] + kernelArguments
+    return [
+      "-accel", accelerator, "-cpu", accelerator == "kvm" ? "host" : "qemu64", "-smp", "\(processors)",
+      "-object", "memory-backend-memfd,id=memory,size=\(memoryMiB)M,share=on",
+      "-machine", "pc,memory-backend=memory", "-m", "\(memoryMiB)M",
+      "-nodefaults", "-no-user-config", "-display", "none",
+      // SeaBIOS would drive the disks before the kernel does.
+      "-bios", "qboot.rom", "-kernel", try Environment.guestKernel(),
+      "-initrd", try initramfs ?? Environment.guestInitramfs(), "-append", words.joined(separator: " "),
+      "-chardev", "file,id=log,path=\(kernelLog)", "-serial", "chardev:log",
+      "-chardev", "socket,id=commands,fd=4", "-serial", "chardev:commands",
+      "-chardev", "socket,id=monitor,fd=3", "-mon", "chardev=monitor,mode=control",
+    ] + devices + arguments
+  }
+}
