@@ -65,7 +65,10 @@ let package = Package(
       name: "EntropyDevice", dependencies: ["DeviceKit", "VirtQueue", "CLinux"],
       path: "Examples/EntropyDevice", swiftSettings: strict),
     .executableTarget(
-      name: "rng-backend", dependencies: ["EntropyDevice", "DeviceKit", "VhostUser"],
+      name: "rng-backend",
+      dependencies: [
+        "EntropyDevice", "DeviceKit", "HostIO", "VhostUser", .product(name: "Logging", package: "swift-log"),
+      ],
       path: "Examples/rng-backend", swiftSettings: strict),
     .executableTarget(
       name: "ring-bench", dependencies: ["VirtQueue", "VhostFrontend"],
