@@ -11,8 +11,9 @@ import VhostUser
 @main
 struct RngBackend {
   static func main() {
+    let log = Logger(label: "rng-backend")
     guard CommandLine.arguments.count == 2 else {
-      fputs("usage: rng-backend SOCKET\n", unsafe stderr)
+      log.error("usage: rng-backend SOCKET")
       exit(2)
     }
     do {
@@ -20,13 +21,12 @@ struct RngBackend {
       let thread = try QueueThread(name: "rng", cpus: [], policy: .adaptive, seats: 1, files: 0)
       let host = try DeviceHost(device: EntropyDevice(), threads: [thread])
       let listener = try UnixListener(path: CommandLine.arguments[1])
-      let server = try VhostUserServer(
-        host: host, endpoint: .listener(listener), log: Logger(label: "rng-backend"))
+      let server = try VhostUserServer(host: host, endpoint: .listener(listener), log: log)
       _ = try thread.start()
       try server.start()
       server.finish()
     } catch {
-      fputs("rng-backend: \(error)\n", unsafe stderr)
+      log.error("\(error)")
       exit(1)
     }
   }
