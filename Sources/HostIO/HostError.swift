@@ -17,6 +17,8 @@ public enum HostError: Error, Equatable, Sendable, CustomStringConvertible {
   case tooManyDescriptors
   /// A processor list that does not parse, or names none.
   case badProcessorList(String)
+  /// Processors that this process may not use: offline, absent, or kept from it.
+  case processorsUnavailable([Int])
 
   /// The errno, where there is one.
   public var code: Int32? {
@@ -33,6 +35,8 @@ public enum HostError: Error, Equatable, Sendable, CustomStringConvertible {
     case .notASocket(let path): "'\(path)' exists and is not a socket: give another path or remove it"
     case .tooManyDescriptors: "more descriptors in one message than a message may carry"
     case .badProcessorList(let list): "processor list '\(list)': expected numbers and ranges, such as 0,2-5"
+    case .processorsUnavailable(let list):
+      "no use of processor \(list.map(String.init).joined(separator: ", ")): offline, absent, or not allowed to this process"
     }
   }
 
@@ -41,7 +45,8 @@ public enum HostError: Error, Equatable, Sendable, CustomStringConvertible {
     // SAFETY: the buffer outlives the call; the GNU strerror_r may return a constant string instead.
     unsafe withUnsafeTemporaryAllocation(of: CChar.self, capacity: 256) { buffer in
       guard let base = buffer.baseAddress else { return "error \(code)" }
-      return unsafe clx_strerror(code, base, buffer.count) == 0 ? unsafe String(cString: base) : "error \(code)"
+      return unsafe clx_strerror(code, base, buffer.count) == 0
+        ? unsafe String(cString: base) : "error \(code)"
     }
   }
 

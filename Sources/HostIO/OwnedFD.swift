@@ -1,25 +1,25 @@
-// A file descriptor with one owner. Any thread.
+// A file descriptor with one owner, and the descriptors that came with a message. Any thread.
 
 import CLinux
 import Glibc
 
 /// Closes its descriptor when it goes out of scope.
-public struct OwnedFD: ~Copyable, Sendable {
+@frozen public struct OwnedFD: ~Copyable, Sendable {
   public let raw: Int32
 
-  /// Takes over a descriptor that nobody else will close.
+  /// Takes over a descriptor that nobody else will close; a negative one stands for none.
   @inlinable public init(adopting raw: Int32) { self.raw = raw }
 
-  deinit { if raw >= 0 { close(raw) } }
+  @inlinable deinit { if raw >= 0 { close(raw) } }
 
   /// Gives the descriptor up, open.
-  public consuming func release() -> Int32 {
+  @inlinable public consuming func release() -> Int32 {
     let raw = self.raw
     discard self
     return raw
   }
 
-  /// A second descriptor of the same open file.
+  /// A second descriptor of the same open file, close-on-exec. Throws EMFILE where the process has too many.
   public func duplicate() throws(HostError) -> OwnedFD {
     let copy = clx_fcntl_int(raw, F_DUPFD_CLOEXEC, 3)
     guard copy >= 0 else { throw .last("fcntl(F_DUPFD_CLOEXEC)") }
@@ -35,7 +35,9 @@ public struct DescriptorBag: ~Copyable, Sendable {
   deinit { for descriptor in waiting { close(descriptor) } }
 
   public var count: Int { waiting.count }
-  mutating func add(_ raw: Int32) { waiting.append(raw) }
+
+  /// Puts one in, behind the others.
+  public mutating func add(_ descriptor: consuming OwnedFD) { waiting.append(descriptor.release()) }
 
   /// The next one; nil when all were taken.
   public mutating func takeFirst() -> OwnedFD? {

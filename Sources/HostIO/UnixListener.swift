@@ -7,85 +7,51 @@ public struct UnixListener: ~Copyable, Sendable {
   private let descriptor: OwnedFD
   public var raw: Int32 { descriptor.raw }
   /// The path we made, and the file we made there; nil for an inherited socket.
-  private let made: (path: String, device: UInt64, inode: UInt64)?
+  private let made: (path: String, file: SocketFile)?
 
-  /// Takes over a socket that listens already.
+  /// Takes over a socket that listens already. Makes it non-blocking, for whoever else has it too.
   public init(adopting descriptor: consuming OwnedFD) {
+    let flags = clx_fcntl_int(descriptor.raw, F_GETFL, 0)
+    if flags >= 0 { _ = clx_fcntl_int(descriptor.raw, F_SETFL, Int(flags | O_NONBLOCK)) }
     self.descriptor = descriptor
     made = nil
   }
 
-  /// Listens at a path. A stale socket there is replaced; a live one, and anything else, is refused untouched.
+  /// Listens at a path, with these permissions and, if one is given, this group.
   ///
-  /// The socket is bound under a name of its own in the same folder, given its mode and group there, and renamed: so
-  /// nobody can connect under other permissions than those asked for. The folder is locked meanwhile: of two programs that
-  /// start at once, the later one finds the earlier one listening.
+  /// A stale socket at the path is replaced. Throws `pathInUse` where somebody listens there, `notASocket` for anything
+  /// else, `pathTooLong`, or what the system says; the path is then as it was.
+  ///
+  /// The socket gets its permissions before it has a name, is bound under a name of its own in the same folder, listens,
+  /// and only then moves to its path: whoever sees it there can connect, and nobody ever could under other permissions.
+  /// The folder is locked from the look at the path to the move, so of several programs of ours that start at once the
+  /// later ones find the first one listening.
   public init(path: String, mode: UInt32 = 0o600, group: UInt32? = nil) throws(HostError) {
     let address = try UnixAddress(path)
-    let folder = path.lastIndex(of: "/").map { String(path[...$0]) } ?? ""
-    // SAFETY: a NUL-terminated copy. Without the lock (an unreadable folder) all but the race still holds.
-    let lock = unsafe OwnedFD(adopting: clx_open(folder.isEmpty ? "." : folder, O_RDONLY | O_CLOEXEC, 0))
-    _ = flock(lock.raw, LOCK_EX)
-    try Self.refuseOccupied(path, address)
-    let (name, bound) = try Self.draft(in: folder, for: path)
     let socket = try UnixAddress.socket()
-    // SAFETY (all calls below): NUL-terminated copies of Swift strings.
-    unsafe unlink(name)
-    let mask = umask(0o777)
-    let code = unsafe bound.withPointer { unsafe bind(socket.raw, $0, $1) }
-    let failure = errno
-    umask(mask)
-    guard code == 0 else { throw .system(call: "bind '\(path)'", code: failure) }
+    // The file is made with the permissions of the socket, less the umask.
+    try Self.check(fchmod(socket.raw, mode & 0o777), "fchmod")
+    let lock = Self.lock(path)
+    defer { flock(lock.raw, LOCK_UN) }
+    _ = try Self.isStale(path, address)
+    let draft = try Self.bind(socket, beside: path)
     do {
-      if let group { try Self.check(unsafe chown(name, uid_t.max, group), "chown '\(path)'") }
-      try Self.check(unsafe chmod(name, mode), "chmod '\(path)'")
+      let file = try Self.dress(draft, path, mode: mode & 0o777, group: group)
       try Self.check(listen(socket.raw, 128), "listen")
-      try Self.check(unsafe rename(name, path), "rename to '\(path)'")
+      try Self.move(draft, to: path, address)
+      descriptor = socket
+      made = (path, file)
     } catch {
-      unsafe unlink(name)
+      // SAFETY: a NUL-terminated copy.
+      unsafe unlink(draft)
       throw error
     }
-    var facts = stat()
-    try Self.check(unsafe lstat(path, &facts), "lstat '\(path)'")
-    descriptor = socket
-    made = (path, UInt64(facts.st_dev), UInt64(facts.st_ino))
   }
 
-  /// A name to bind first, in the same folder: the path with our process id, or that alone where this is too long.
-  private static func draft(
-    in folder: String, for path: String
-  ) throws(HostError) -> (name: String, address: UnixAddress) {
-    for name in [path + ".\(getpid())", folder + ".\(getpid())"] {
-      if let address = try? UnixAddress(name) { return (name, address) }
-    }
-    throw .pathTooLong(path: path, limit: UnixAddress.limit)
-  }
-
-  private static func check(_ code: Int32, _ call: String) throws(HostError) {
-    if code != 0 { throw .last(call) }
-  }
-
-  /// Leaves a path alone that has anything but a stale socket.
-  private static func refuseOccupied(_ path: String, _ address: UnixAddress) throws(HostError) {
-    var facts = stat()
-    // SAFETY: fills the local value.
-    guard unsafe lstat(path, &facts) == 0 else {
-      if errno == ENOENT { return }
-      throw .last("socket path '\(path)'")
-    }
-    guard facts.st_mode & S_IFMT == S_IFSOCK else { throw .notASocket(path: path) }
-    let probe = try UnixAddress.socket()
-    _ = clx_fcntl_int(probe.raw, F_SETFL, Int(O_NONBLOCK))
-    // A full backlog (EAGAIN) is a live listener too; without permission we cannot know, and leave it.
-    let code = unsafe address.withPointer { unsafe connect(probe.raw, $0, $1) }
-    if code == 0 || errno == EAGAIN || errno == EINPROGRESS || errno == EACCES { throw .pathInUse(path: path) }
-  }
-
-  /// The next connection; nil where none waits. Throws EMFILE, ENFILE, ENOMEM, ECONNABORTED for the caller to back off.
+  /// The next connection, close-on-exec; nil where none waits. Throws EMFILE, ENFILE, ENOMEM, ECONNABORTED: the listener
+  /// stays readable while the connection waits on, so the caller pauses before it looks again.
   public func accept() throws(HostError) -> OwnedFD? {
     while true {
-      // A listener we inherited may block: look first.
-      guard Poll.one(raw, .readable, milliseconds: 0).contains(.readable) else { return nil }
       let connection = clx_accept4(raw, Int32(SOCK_CLOEXEC.rawValue))
       if connection >= 0 { return OwnedFD(adopting: connection) }
       if errno == EAGAIN { return nil }
@@ -95,31 +61,118 @@ public struct UnixListener: ~Copyable, Sendable {
 
   /// Removes the socket's file, if it is still the one we made.
   public func unlinkPath() {
-    guard let made else { return }
-    var facts = stat()
-    // SAFETY: fills the local value; NUL-terminated copies of a Swift string.
-    guard unsafe lstat(made.path, &facts) == 0, UInt64(facts.st_dev) == made.device,
-      UInt64(facts.st_ino) == made.inode
-    else { return }
+    guard let made, (try? SocketFile(at: made.path)) == made.file else { return }
+    // SAFETY: a NUL-terminated copy.
     unsafe unlink(made.path)
   }
 }
 
-/// What an inherited descriptor is.
-public enum InheritedSocket: Sendable, Equatable {
-  case listening, connected, neither
+/// Which file a path names.
+private struct SocketFile: Equatable {
+  let device: UInt64
+  let inode: UInt64
+  let mode: UInt32
 
-  public init(_ raw: Int32) {
-    var accepts: Int32 = 0
-    var family: Int32 = 0
-    var length = socklen_t(MemoryLayout<Int32>.size)
-    // SAFETY: each fills one local Int32.
-    guard unsafe getsockopt(raw, SOL_SOCKET, SO_DOMAIN, &family, &length) == 0, family == AF_UNIX,
-      unsafe getsockopt(raw, SOL_SOCKET, SO_ACCEPTCONN, &accepts, &length) == 0
-    else {
-      self = .neither
+  /// The permissions are free to change.
+  static func == (one: SocketFile, other: SocketFile) -> Bool {
+    one.device == other.device && one.inode == other.inode
+  }
+
+  /// Nil where there is none.
+  init?(at path: String) throws(HostError) {
+    var facts = stat()
+    // SAFETY: fills the local value.
+    guard unsafe lstat(path, &facts) == 0 else {
+      if errno == ENOENT { return nil }
+      throw .last("socket path '\(path)'")
+    }
+    device = UInt64(facts.st_dev)
+    inode = UInt64(facts.st_ino)
+    mode = facts.st_mode
+  }
+
+  var isSocket: Bool { mode & S_IFMT == S_IFSOCK }
+}
+
+// MARK: The way to the path
+
+extension UnixListener {
+  private static func check(_ code: Int32, _ call: String) throws(HostError) {
+    if code != 0 { throw .last(call) }
+  }
+
+  /// Locks the path's folder; no descriptor where that cannot be: then only the care for starts at once is lost. Others
+  /// can lock the folder too, and keep it: that may cost us two seconds, not the start.
+  private static func lock(_ path: String) -> OwnedFD {
+    let folder = path.lastIndex(of: "/").map { String(path[...$0]) } ?? "."
+    // SAFETY: a NUL-terminated copy.
+    let lock = unsafe OwnedFD(adopting: clx_open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0))
+    let deadline = Deadline(after: .seconds(2))
+    while flock(lock.raw, LOCK_EX | LOCK_NB) != 0, errno == EWOULDBLOCK || errno == EINTR, !deadline.isOver {
+      usleep(5000)
+    }
+    return lock
+  }
+
+  /// Whether a stale socket has the path; false where it is free. Throws for everything else.
+  private static func isStale(_ path: String, _ address: UnixAddress) throws(HostError) -> Bool {
+    guard let file = try SocketFile(at: path) else { return false }
+    guard file.isSocket else { throw .notASocket(path: path) }
+    // Only a refusal says that nobody has it open any more: a full backlog (EAGAIN), another kind of socket
+    // (EPROTOTYPE) and missing permission (EACCES) all may be somebody's.
+    switch address.connect(try UnixAddress.socket()) {
+    case ECONNREFUSED: return true
+    case ENOENT: return false
+    default: throw .pathInUse(path: path)
+    }
+  }
+
+  /// Gives the draft its name. Only a stale socket is overwritten, and that without a moment in which there is none.
+  private static func move(_ draft: String, to path: String, _ address: UnixAddress) throws(HostError) {
+    // SAFETY (all calls): NUL-terminated copies.
+    if try isStale(path, address) { return try check(unsafe rename(draft, path), "rename to '\(path)'") }
+    if unsafe clx_rename_new(draft, path) == 0 { return }
+    // Not every file system has that call.
+    if errno == EINVAL, unsafe link(draft, path) == 0 {
+      unsafe unlink(draft)
       return
     }
-    self = accepts != 0 ? .listening : .connected
+    if errno == EEXIST { throw .pathInUse(path: path) }
+    throw .last("rename to '\(path)'")
+  }
+
+  /// Binds the socket under a name of its own in the path's folder.
+  private static func bind(_ socket: borrowing OwnedFD, beside path: String) throws(HostError) -> String {
+    var code: Int32 = EADDRINUSE
+    for _ in 0..<100 where code == EADDRINUSE {
+      let name = draftName(beside: path)
+      code = try UnixAddress(name).bind(socket)
+      if code == 0 { return name }
+    }
+    throw .system(call: "bind '\(path)'", code: code)
+  }
+
+  /// The path with something random behind it, or that alone in its folder where this gets too long: at least one
+  /// character then fits.
+  private static func draftName(beside path: String) -> String {
+    let letters = Array("abcdefghijklmnopqrstuvwxyz0123456789")
+    let random = String((0..<6).compactMap { _ in letters.randomElement() })
+    let long = "\(path).\(random)"
+    if long.utf8.count <= UnixAddress.limit { return long }
+    let folder = path.lastIndex(of: "/").map { String(path[...$0]) } ?? ""
+    return folder + random.prefix(max(1, UnixAddress.limit - folder.utf8.count))
+  }
+
+  /// Gives a bound file its group and permissions, and says which file it is.
+  private static func dress(
+    _ draft: String, _ path: String, mode: UInt32, group: UInt32?
+  ) throws(HostError) -> SocketFile {
+    // SAFETY (all calls): NUL-terminated copies.
+    if let group { try check(unsafe lchown(draft, uid_t.max, group), "chown '\(path)'") }
+    guard let file = try SocketFile(at: draft), file.isSocket else {
+      throw .system(call: "bind '\(path)'", code: ENOENT)
+    }
+    if file.mode & 0o777 != mode { try check(unsafe chmod(draft, mode), "chmod '\(path)'") }
+    return file
   }
 }

@@ -19,24 +19,36 @@ public struct UnixStream: ~Copyable, Sendable {
   /// Descriptors that one receive has room for; a peer that sends more at once breaks the protocol.
   public static let descriptorLimit = 64
 
-  /// Takes over a connected socket.
+  /// Takes over a connected socket, blocking or not.
   public init(adopting descriptor: consuming OwnedFD) { self.descriptor = descriptor }
 
-  /// Connects to a listener; throws ENOENT, ECONNREFUSED and their like.
-  public init(connectingTo path: String) throws(HostError) {
-    let socket = try UnixAddress.socket()
+  /// Connects to a listener. Throws ENOENT, ECONNREFUSED, EACCES and their like at once, and EAGAIN where the listener's
+  /// backlog is still full after the time.
+  public init(connectingTo path: String, timeout: Duration = .seconds(5)) throws(HostError) {
     let address = try UnixAddress(path)
-    guard unsafe address.withPointer({ unsafe connect(socket.raw, $0, $1) }) == 0 else { throw .last("connect") }
+    let socket = try UnixAddress.socket()
+    // A Unix socket connects or it does not: there is nothing to poll for, but a blocking one waits for the backlog as
+    // long as it may send.
+    _ = clx_fcntl_int(socket.raw, F_SETFL, 0)
+    let (seconds, attoseconds) = max(timeout, .milliseconds(1)).components
+    var limit = timeval(
+      tv_sec: Int(min(seconds, 1_000_000)), tv_usec: Int(attoseconds / 1_000_000_000_000))
+    // SAFETY: reads the local value.
+    unsafe setsockopt(
+      socket.raw, SOL_SOCKET, SO_SNDTIMEO, &limit, socklen_t(MemoryLayout<timeval>.size))
+    let code = address.connect(socket)
+    guard code == 0 else { throw .system(call: "connect to '\(path)'", code: code) }
+    _ = clx_fcntl_int(socket.raw, F_SETFL, Int(O_NONBLOCK))
     descriptor = socket
   }
 
   /// Two ends of one stream.
-  public static func pair() throws(HostError) -> (UnixStreamPair) {
+  public static func pair() throws(HostError) -> UnixStreamPair {
     var ends: (Int32, Int32) = (-1, -1)
     // SAFETY: two Int32 next to each other.
     let code = unsafe withUnsafeMutableBytes(of: &ends) { bytes in
       unsafe socketpair(
-        AF_UNIX, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0,
+        AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue), 0,
         bytes.baseAddress?.assumingMemoryBound(to: Int32.self))
     }
     guard code == 0 else { throw .last("socketpair") }
@@ -45,14 +57,17 @@ public struct UnixStream: ~Copyable, Sendable {
       second: UnixStream(adopting: OwnedFD(adopting: ends.1)))
   }
 
-  /// Fills the buffer, however the bytes arrive, and puts descriptors that came with them into the bag. Takes no byte
-  /// more, so that the next message's descriptors stay with it. A nil timeout waits without a bound; `stop` is a
-  /// descriptor whose readability ends the wait, or -1.
+  /// Fills the buffer, however the bytes arrive, and puts descriptors that came with them into the bag, in order. Takes
+  /// no byte more, so that the next message's descriptors stay with it.
+  ///
+  /// A nil timeout waits without a bound, zero takes what is there. `stop` is a descriptor whose readability ends the
+  /// wait even where bytes are there, or -1. Throws `tooManyDescriptors`, and EMFILE where there is no room in this
+  /// process for those that came; both close all that the bag holds, and the stream cannot be used any further.
   public func receive(
     into buffer: UnsafeMutableRawBufferPointer, collecting bag: inout DescriptorBag, stop: Int32,
     timeout: Duration? = nil
   ) throws(HostError) -> StreamOutcome {
-    let deadline = timeout.map { ContinuousClock.now + $0 }
+    let deadline = Deadline(after: timeout)
     var done = 0
     while done < buffer.count {
       if let outcome = wait(for: .readable, stop: stop, until: deadline) { return outcome }
@@ -67,12 +82,12 @@ public struct UnixStream: ~Copyable, Sendable {
     return .complete
   }
 
-  /// One recvmsg; nil where there was nothing yet.
+  /// One recvmsg: the bytes that came, 0 at the end of the stream; nil where there was nothing yet.
   private func receiveOnce(
     into buffer: UnsafeMutableRawBufferPointer, collecting bag: inout DescriptorBag
   ) throws(HostError) -> Int? {
     let room = clx_cmsg_space(Self.descriptorLimit * MemoryLayout<Int32>.size)
-    var received: [Int32] = []
+    var received = 0
     var truncated = false
     // SAFETY: the message points at the caller's buffer and a control buffer of `room` bytes; clx_cmsg_* stay within
     // what the kernel said is there.
@@ -85,62 +100,74 @@ public struct UnixStream: ~Copyable, Sendable {
         unsafe message.msg_control = control.baseAddress
         unsafe message.msg_controllen = room
         let count = unsafe recvmsg(raw, &message, Int32(MSG_CMSG_CLOEXEC) | Int32(MSG_DONTWAIT))
-        guard count >= 0 else { return count }
+        guard count >= 0 else { return -Int(errno) }
         var entry = unsafe clx_cmsg_first(&message)
         while let current = unsafe entry {
-          unsafe Self.descriptors(in: current, to: &received)
+          received += unsafe Self.take(from: current, into: &bag)
           unsafe entry = unsafe clx_cmsg_next(&message, current)
         }
         truncated = unsafe message.msg_flags & Int32(MSG_CTRUNC) != 0
         return count
       }
     }
-    for descriptor in received { bag.add(descriptor) }
     if truncated {
       bag.removeAll()
-      throw .tooManyDescriptors
+      // The kernel cuts the list short also where this process may not open one more.
+      throw received < Self.descriptorLimit ? .system(call: "recvmsg", code: EMFILE) : .tooManyDescriptors
     }
-    if count < 0 {
-      if errno == EAGAIN || errno == EINTR { return nil }
-      // A peer that is gone is the end of the stream, whatever it left unread.
-      if errno == ECONNRESET { return 0 }
-      throw .last("recvmsg")
+    if count >= 0 { return count }
+    switch Int32(-count) {
+    case EAGAIN, EINTR: return nil
+    // A peer that is gone is the end of the stream, whatever it left unread.
+    case ECONNRESET: return 0
+    case let code: throw .system(call: "recvmsg", code: code)
     }
-    return count
   }
 
-  // SAFETY: the entry is one that the kernel filled, so its length is true.
-  private static func descriptors(in entry: UnsafeMutablePointer<cmsghdr>, to list: inout [Int32]) {
+  /// Puts the descriptors of one control message into the bag; returns how many there were.
+  private static func take(
+    from entry: UnsafeMutablePointer<cmsghdr>, into bag: inout DescriptorBag
+  ) -> Int {
+    // SAFETY (the whole body): the entry is one that the kernel filled, so its length is true.
     guard unsafe entry.pointee.cmsg_level == SOL_SOCKET, unsafe entry.pointee.cmsg_type == Int32(SCM_RIGHTS),
       let data = unsafe clx_cmsg_data(entry)
-    else { return }
-    let bytes = unsafe Int(entry.pointee.cmsg_len) - Int(clx_cmsg_len(0))
-    for i in 0..<(bytes / MemoryLayout<Int32>.size) {
-      list.append(unsafe data.loadUnaligned(fromByteOffset: i * MemoryLayout<Int32>.size, as: Int32.self))
+    else { return 0 }
+    let size = MemoryLayout<Int32>.size
+    let count = unsafe (Int(entry.pointee.cmsg_len) - Int(clx_cmsg_len(0))) / size
+    for i in 0..<max(0, count) {
+      bag.add(OwnedFD(adopting: unsafe data.loadUnaligned(fromByteOffset: i * size, as: Int32.self)))
     }
+    return max(0, count)
   }
 
-  /// Sends all bytes, the descriptors with the first of them. Never blocks past the timeout.
+  /// Sends all bytes (at least one), the descriptors with the first of them. Never blocks past the timeout; zero sends
+  /// what the socket takes at once. `.endOfStream`: the peer is gone. After any end but `complete` a part may have gone,
+  /// so the stream cannot be used any further.
   public func send(
     _ bytes: UnsafeRawBufferPointer, descriptors: [Int32] = [], stop: Int32, timeout: Duration
   ) throws(HostError) -> StreamOutcome {
-    let deadline = ContinuousClock.now + timeout
+    guard unsafe !bytes.isEmpty || descriptors.isEmpty else { throw .system(call: "sendmsg", code: EINVAL) }
+    let deadline = Deadline(after: timeout)
     var done = 0
     while done < bytes.count {
       if let outcome = wait(for: .writable, stop: stop, until: deadline) { return outcome }
       // SAFETY: the rest of the caller's buffer.
       let rest = unsafe UnsafeRawBufferPointer(rebasing: bytes[done...])
       let count = unsafe sendOnce(rest, descriptors: done == 0 ? descriptors : [])
-      if count < 0 {
-        if errno == EAGAIN || errno == EINTR { continue }
-        if errno == EPIPE || errno == ECONNRESET { return .endOfStream }
-        throw .last("sendmsg")
+      if count >= 0 {
+        done += count
+        continue
       }
-      done += count
+      switch Int32(-count) {
+      case EAGAIN, EINTR: continue
+      case EPIPE, ECONNRESET: return .endOfStream
+      case let code: throw .system(call: "sendmsg", code: code)
+      }
     }
     return .complete
   }
 
+  /// One sendmsg: the bytes it took, or the errno below zero.
   private func sendOnce(_ bytes: UnsafeRawBufferPointer, descriptors: [Int32]) -> Int {
     let length = descriptors.count * MemoryLayout<Int32>.size
     let room = descriptors.isEmpty ? 0 : clx_cmsg_space(length)
@@ -166,25 +193,19 @@ public struct UnixStream: ~Copyable, Sendable {
             }
           }
         }
-        return unsafe sendmsg(raw, &message, Int32(MSG_NOSIGNAL) | Int32(MSG_DONTWAIT))
+        let count = unsafe sendmsg(raw, &message, Int32(MSG_NOSIGNAL) | Int32(MSG_DONTWAIT))
+        return count >= 0 ? count : -Int(errno)
       }
     }
   }
 
   /// Nil once the socket is ready (or broken: the call then says how).
-  private func wait(
-    for events: Readiness, stop: Int32, until deadline: ContinuousClock.Instant?
-  ) -> StreamOutcome? {
+  private func wait(for events: Readiness, stop: Int32, until deadline: Deadline) -> StreamOutcome? {
     while true {
-      var milliseconds: Int32 = -1
-      if let deadline {
-        let left = deadline - .now
-        if left <= .zero { return .timedOut }
-        milliseconds = Int32(clamping: left.components.seconds * 1000 + left.components.attoseconds / 1_000_000_000_000_000 + 1)
-      }
-      let ready = Poll.any([(raw, events), (stop, .readable)], milliseconds: milliseconds)
+      let ready = Poll.any([(raw, events), (stop, .readable)], milliseconds: deadline.milliseconds)
       if !ready[1].isEmpty { return .stopped }
       if !ready[0].isEmpty { return nil }
+      if deadline.isOver { return .timedOut }
     }
   }
 
@@ -193,39 +214,7 @@ public struct UnixStream: ~Copyable, Sendable {
 }
 
 /// What `UnixStream.pair` returns.
-public struct UnixStreamPair: ~Copyable {
+@frozen public struct UnixStreamPair: ~Copyable {
   public var first: UnixStream
   public var second: UnixStream
-}
-
-/// A socket path as the kernel takes it.
-struct UnixAddress {
-  /// Bytes of path that fit, the NUL left aside.
-  static let limit = 107
-  private var value = sockaddr_un()
-
-  init(_ path: String) throws(HostError) {
-    let bytes = Array(path.utf8)
-    guard !bytes.isEmpty, bytes.count <= Self.limit, !bytes.contains(0) else {
-      throw .pathTooLong(path: path, limit: Self.limit)
-    }
-    value.sun_family = sa_family_t(AF_UNIX)
-    // SAFETY: at most 107 of 108 bytes; the rest stays zero.
-    unsafe withUnsafeMutableBytes(of: &value.sun_path) { unsafe $0.copyBytes(from: bytes) }
-  }
-
-  func withPointer<T>(_ body: (UnsafePointer<sockaddr>, socklen_t) -> T) -> T {
-    // SAFETY: a sockaddr_un is what an AF_UNIX call expects behind a sockaddr pointer.
-    unsafe withUnsafePointer(to: value) { pointer in
-      unsafe pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
-        unsafe body($0, socklen_t(MemoryLayout<sockaddr_un>.size))
-      }
-    }
-  }
-
-  static func socket() throws(HostError) -> OwnedFD {
-    let raw = Glibc.socket(AF_UNIX, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
-    guard raw >= 0 else { throw .last("socket") }
-    return OwnedFD(adopting: raw)
-  }
 }

@@ -46,6 +46,10 @@ CLX_INLINE int clx_open(const char *path, int flags, unsigned mode) { return ope
 CLX_INLINE int clx_prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d) {
   return prctl(option, a, b, c, d);
 }
+/// rename(2) that fails with EEXIST where there is something already (renameat2(2); EINVAL: not on this file system).
+CLX_INLINE int clx_rename_new(const char *from, const char *to) {
+  return (int)syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 1u /* RENAME_NOREPLACE */);
+}
 CLX_INLINE int clx_gettid(void) { return (int)syscall(SYS_gettid); }
 // These need _GNU_SOURCE, which an importing module does not define: in system.c.
 int clx_accept4(int fd, int flags);
@@ -83,10 +87,11 @@ CLX_INLINE int clx_fstatfs(int fd, uint64_t *type, uint64_t *block) {
 
 // Threads.
 typedef void (*clx_thread_body)(void *context);
-/// Starts a thread on the given processors (count 0: wherever the caller may run). Every signal is blocked in it.
-/// Returns 0 or an errno; an affinity that the kernel refuses is reported through *affinity_error and the thread runs anyway.
+/// Starts a thread on the given processors (count 0: wherever the caller may run), named by at most 15 bytes. Every
+/// signal is blocked in it but those of its own faults. Returns 0 or an errno. missing[i] is set where cpus[i] cannot be
+/// had: the thread runs on the others, or, where none is left, wherever the caller may.
 int clx_thread_start(pthread_t *thread, const char *name, const uint16_t *cpus, size_t count, clx_thread_body body,
-                     void *context, int *affinity_error);
+                     void *context, uint8_t *missing);
 /// The processors this thread may run on, ascending, at most `capacity`; returns how many there are, or -1.
 int clx_allowed_cpus(uint16_t *cpus, size_t capacity);
 
