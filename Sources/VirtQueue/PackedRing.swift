@@ -3,57 +3,6 @@
 
 import CLinux
 
-/// A place in the ring and the wrap counter it is read under.
-@usableFromInline struct PackedPosition {
-  @usableFromInline var index: UInt16
-  @usableFromInline var wrap: Bool
-
-  @inlinable init(index: UInt16, wrap: Bool) {
-    self.index = index
-    self.wrap = wrap
-  }
-
-  /// From, and to, the 16 bits that SET_VRING_BASE and the event areas use: 15 of index, one of wrap.
-  @inlinable init(_ bits: UInt16) { self.init(index: bits & 0x7fff, wrap: bits >> 15 == 1) }
-  @inlinable var bits: UInt16 { index | (wrap ? 0x8000 : 0) }
-
-  /// `count` is at most `size`, so one wrap is enough.
-  @inlinable @inline(__always)
-  mutating func advance(by count: UInt16, size: UInt16) {
-    let sum = UInt32(index) &+ UInt32(count)
-    if sum >= UInt32(size) {
-      index = UInt16(truncatingIfNeeded: sum &- UInt32(size))
-      wrap.toggle()
-    } else {
-      index = UInt16(truncatingIfNeeded: sum)
-    }
-  }
-}
-
-/// The second half of a packed descriptor, {le32 length, le16 id, le16 flags}, as one word.
-@usableFromInline struct PackedWord {
-  @usableFromInline static var available: UInt16 { 1 << 7 }
-  @usableFromInline static var used: UInt16 { 1 << 15 }
-
-  @usableFromInline let raw: UInt64
-  @inlinable init(raw: UInt64) { self.raw = raw }
-  @inlinable var length: UInt32 { UInt32(truncatingIfNeeded: raw) }
-  @inlinable var id: UInt16 { UInt16(truncatingIfNeeded: raw >> 32) }
-  @inlinable var flags: UInt16 { UInt16(truncatingIfNeeded: raw >> 48) }
-
-  /// Available and not used, under this wrap counter (virtio 1.3 §2.8.1).
-  @inlinable func isAvailable(_ wrap: Bool) -> Bool {
-    (flags & Self.available != 0) == wrap && (flags & Self.used != 0) != wrap
-  }
-
-  /// What the device writes: WRITE says that `length` bytes were written; both marks equal the wrap counter.
-  @inlinable init(used id: UInt16, length: UInt32, wrap: Bool) {
-    let marks: UInt16 = wrap ? Self.available | Self.used : 0
-    let flags = marks | (length > 0 ? DescriptorFlag.write : 0)
-    raw = UInt64(length) | UInt64(id) << 32 | UInt64(flags) << 48
-  }
-}
-
 @safe public struct PackedRing: ~Copyable, VirtRing {
   public let size: UInt16
   @usableFromInline let indirect: Bool
@@ -67,6 +16,12 @@ import CLinux
   @usableFromInline var deviceEvent: UnsafeMutableRawPointer
 
   @usableFromInline var table: SlotTable
+  @usableFromInline var inflight: PackedInflight
+  /// With an inflight log, completions wait here until they are published one by one.
+  @usableFromInline let pending: PendingList
+  /// Whether requests are noted in `inflight`, and whether it still has some that an earlier process left.
+  @usableFromInline let logs: Bool
+  @usableFromInline var hasUnfinished: Bool
   @usableFromInline var nextAvailable: PackedPosition
   @usableFromInline var nextUsed: PackedPosition
   /// Where the batch that is not published yet begins; its first word is kept back until it is.
@@ -82,7 +37,11 @@ import CLinux
 
   /// Takes up a ring where the layout says, at the positions its base carries: available in the low half, used in the
   /// high one. A high half of 0 beside a fresh low one (some drivers) means both.
-  public init(_ layout: RingLayout, map: GuestMemoryMap) throws(RingLayoutError) {
+  ///
+  /// With an inflight area the ring goes on from there, and the base is not asked (after a crash it is stale).
+  public init(
+    _ layout: RingLayout, map: GuestMemoryMap, inflight area: InflightArea? = nil
+  ) throws(RingLayoutError) {
     guard layout.size > 0, layout.size <= RingLayout.largestSize else { throw .badSize(layout.size) }
     let low = UInt16(truncatingIfNeeded: layout.base)
     var high = UInt16(truncatingIfNeeded: layout.base >> 16)
@@ -91,11 +50,31 @@ import CLinux
     let used = PackedPosition(high)
     guard available.index < layout.size, used.index < layout.size else { throw .badBase(layout.base) }
     let areas = unsafe try Self.areas(of: layout, in: map)
-    unsafe self.init(layout, map: map, areas: areas, available: available, used: used)
+    guard let area else {
+      unsafe self.init(
+        layout, map: map, areas: areas, available: available, used: used, inflight: PackedInflight())
+      return
+    }
+    do {
+      let found = try PackedInflightRecovery(area, size: layout.size, start: used) { index in
+        // SAFETY: the index is below the size.
+        unsafe PackedWord(raw: clx_load_acquire_u64(areas.descriptors + 16 * Int(index) + 8))
+      }
+      let start = found.used ?? used
+      var next = start
+      next.advance(by: UInt16(found.descriptorCount), size: layout.size)
+      let log = PackedInflight(
+        area, size: layout.size, unfinished: found.unfinished, freeHead: found.freeHead)
+      unsafe self.init(
+        layout, map: map, areas: areas, available: found.used == nil ? available : next, used: start, inflight: log)
+    } catch {
+      throw .badInflight(error)
+    }
   }
 
   private init(
-    _ layout: RingLayout, map: GuestMemoryMap, areas: Areas, available: PackedPosition, used: PackedPosition
+    _ layout: RingLayout, map: GuestMemoryMap, areas: Areas, available: PackedPosition, used: PackedPosition,
+    inflight: consuming PackedInflight
   ) {
     size = layout.size
     indirect = layout.indirect
@@ -108,6 +87,10 @@ import CLinux
     nextAvailable = available
     nextUsed = used
     batchStart = used
+    logs = inflight.isOn
+    hasUnfinished = inflight.unfinishedCount > 0
+    pending = PendingList(capacity: inflight.isOn ? Int(layout.size) : 0)
+    self.inflight = inflight
   }
 
   private typealias Areas = (
@@ -148,35 +131,83 @@ import CLinux
   @inlinable @inline(__always)
   public mutating func next() -> Chain? {
     guard !broken, table.hasRoom else { return nil }
+    if hasUnfinished { return nextUnfinished() }
     let first = word(at: nextAvailable.index)
     guard first.isAvailable(nextAvailable.wrap) else { return nil }
     let scratch = unsafe table.scratch
     unsafe table.open(scratch)
     var position = nextAvailable
     var last = first
-    if let fault = unsafe walk(first, from: &position, last: &last, into: scratch) {
+    if logs { inflight.begin() }
+    if let fault = unsafe walk(first, from: &position, last: &last, into: scratch) ?? refusal(of: last.id) {
+      if logs { inflight.abandon() }
       unsafe table.close(scratch)
       fail(fault)
       return nil
     }
-    // The last descriptor carries the buffer id (virtio 1.3 §2.8.6): the driver's name for the chain, our slot.
-    guard last.id < size else {
-      unsafe table.close(scratch)
-      fail(.headOutOfRange(last.id, size: size))
-      return nil
-    }
+    if logs { inflight.finish(id: last.id) }
     let slot = unsafe table.slots + Int(last.id)
-    guard unsafe slot.pointee.state == .free else {
-      unsafe table.close(scratch)
-      unsafe fail(slot.pointee.state == .dropped ? .chainDropped(last.id) : .headInFlight(last.id))
-      return nil
-    }
     unsafe table.settle(into: slot)
     let taken = Int32(position.index) &- Int32(nextAvailable.index)
     unsafe table.give(
       slot, descriptors: UInt16(truncatingIfNeeded: taken > 0 ? taken : taken &+ Int32(size)))
     nextAvailable = position
     return unsafe Chain(head: last.id, slot: slot)
+  }
+
+  /// The last descriptor carries the buffer id (virtio 1.3 §2.8.6): the driver's name for the chain, our slot.
+  @inlinable @inline(__always)
+  func refusal(of id: UInt16) -> QueueFault? {
+    guard id < size else { return .headOutOfRange(id, size: size) }
+    switch unsafe table.slots[Int(id)].state {
+    case .free: return nil
+    case .dropped: return .chainDropped(id)
+    case .live, .held: return .headInFlight(id)
+    }
+  }
+
+  /// A chain that an earlier process took and did not complete: its descriptors come from the log, since the ring may
+  /// have been written over.
+  @usableFromInline @inline(never)
+  mutating func nextUnfinished() -> Chain? {
+    guard let request = inflight.nextUnfinished(), request.id < size else {
+      hasUnfinished = false
+      return next()
+    }
+    hasUnfinished = inflight.unfinishedCount > 0
+    let slot = unsafe table.slots + Int(request.id)
+    unsafe table.open(slot)
+    var sawWritable = false
+    for descriptor in request.descriptors {
+      if let fault = unsafe append(
+        descriptor.address, descriptor.word, isAlone: request.descriptors.count == 1, to: slot,
+        sawWritable: &sawWritable)
+      {
+        unsafe table.close(slot)
+        fail(fault)
+        return nil
+      }
+    }
+    unsafe table.give(slot, descriptors: UInt16(request.descriptors.count))
+    return unsafe Chain(head: request.id, slot: slot)
+  }
+
+  /// One descriptor of a list: a buffer, or the table that is the whole list (virtio 1.3 §2.8.7).
+  @inlinable @inline(__always)
+  mutating func append(
+    _ address: UInt64, _ word: PackedWord, isAlone: Bool, to slot: UnsafeMutablePointer<Slot>,
+    sawWritable: inout Bool
+  ) -> QueueFault? {
+    if word.flags & DescriptorFlag.indirect != 0 {
+      guard indirect else { return .indirectNotNegotiated }
+      guard isAlone, word.flags & DescriptorFlag.next == 0 else { return .indirectWithNext }
+      return unsafe table.appendIndirect(
+        table: address, byteCount: word.length, alreadySeen: 0, sequential: true, to: slot,
+        sawWritable: &sawWritable)
+    }
+    return unsafe table.append(
+      address, word.length, writable: word.flags & DescriptorFlag.write != 0, to: slot,
+      sawWritable: &sawWritable)
   }
 
   /// Walks the list that starts with `first`; leaves `position` after its last descriptor.
@@ -194,21 +225,12 @@ import CLinux
       seen &+= 1
       position.advance(by: 1, size: size)
       last = word
-      if word.flags & DescriptorFlag.indirect != 0 {
-        guard indirect else { return .indirectNotNegotiated }
-        // A list is all direct or one indirect descriptor (virtio 1.3 §2.8.7).
-        guard seen == 1, word.flags & DescriptorFlag.next == 0 else { return .indirectWithNext }
-        return unsafe table.appendIndirect(
-          table: address, byteCount: word.length, alreadySeen: 0, sequential: true, to: slot,
-          sawWritable: &sawWritable)
-      }
-      if let fault = unsafe table.append(
-        address, word.length, writable: word.flags & DescriptorFlag.write != 0, to: slot,
-        sawWritable: &sawWritable)
-      {
+      let isLast = word.flags & DescriptorFlag.next == 0
+      if logs, !inflight.add(address, word, isLast: isLast) { return .chainTooLong(limit: UInt32(size)) }
+      if let fault = unsafe append(address, word, isAlone: seen == 1, to: slot, sawWritable: &sawWritable) {
         return fault
       }
-      if word.flags & DescriptorFlag.next == 0 { return nil }
+      if isLast { return nil }
       if seen >= size { return .chainTooLong(limit: UInt32(size)) }
       word = self.word(at: position.index)
     }
@@ -232,6 +254,11 @@ import CLinux
     let count = unsafe slot.pointee.descriptorCount
     unsafe table.close(slot)
     if broken { return }
+    if logs {
+      pending.append(UInt64(id) | UInt64(count) << 16 | UInt64(written) << 32)
+      inBatch = true
+      return
+    }
     let word = PackedWord(used: id, length: written, wrap: nextUsed.wrap)
     if inBatch {
       // Not seen by the driver before the batch's first: it reads them in order.
@@ -250,8 +277,7 @@ import CLinux
     if table.hasDropped { fail(.chainDropped(table.settleDropped())) }
     if !inBatch || broken { return .none }
     inBatch = false
-    // Id and length travel with the flags in one word; orders all of the batch before it (virtio 1.3 §2.8.13).
-    unsafe clx_store_release_u64(descriptors + 16 * Int(batchStart.index) + 8, firstWord)
+    if logs { publishPending() } else { publishBatch() }
     // Between showing the batch and reading what the driver asked for: without it both sides may miss each other.
     clx_fence_full()
     let first = !hasPublished
@@ -270,6 +296,30 @@ import CLinux
     }
   }
 
+  /// Shows the whole batch by its first descriptor. Id and length travel with the flags in one word, which is ordered
+  /// after the rest of the batch (virtio 1.3 §2.8.13).
+  @inlinable @inline(__always)
+  mutating func publishBatch() {
+    unsafe clx_store_release_u64(descriptors + 16 * Int(batchStart.index) + 8, firstWord)
+  }
+
+  /// With a log, one completion after another: each is certain before the next begins.
+  @usableFromInline @inline(never)
+  mutating func publishPending() {
+    batchStart = nextUsed
+    for i in 0..<pending.count {
+      let id = UInt16(truncatingIfNeeded: pending[i])
+      let word = PackedWord(used: id, length: UInt32(truncatingIfNeeded: pending[i] >> 32), wrap: nextUsed.wrap)
+      let place = unsafe descriptors + 16 * Int(nextUsed.index) + 8
+      nextUsed.advance(by: UInt16(truncatingIfNeeded: pending[i] >> 16), size: size)
+      inflight.prepare(id: id, next: nextUsed)
+      // SAFETY: the index was below `size`. Orders the buffer before the mark.
+      unsafe clx_store_release_u64(place, word.raw)
+      inflight.commit(id: id, next: nextUsed)
+    }
+    pending.removeAll()
+  }
+
   // MARK: Kicks
 
   @inlinable
@@ -281,6 +331,7 @@ import CLinux
     unsafe clx_store_release_u32(deviceEvent, event)
     // Pairs with the driver's fence between its descriptor flags and its read of what we just wrote.
     clx_fence_full()
+    if hasUnfinished { return table.hasRoom }
     return word(at: nextAvailable.index).isAvailable(nextAvailable.wrap) && table.hasRoom
   }
 

@@ -37,6 +37,8 @@ public enum RingLayoutError: Error, Equatable, Sendable {
   case badSize(UInt16)
   /// A position that is not below the size (packed).
   case badBase(UInt32)
+  /// An inflight region that cannot be gone on from.
+  case badInflight(InflightError)
   /// An area that is misaligned, or not wholly in one region.
   case badArea(name: String, address: UInt64)
 }

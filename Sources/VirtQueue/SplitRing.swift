@@ -17,6 +17,10 @@ import CLinux
   @usableFromInline var used: UnsafeMutableRawPointer
 
   @usableFromInline var table: SlotTable
+  @usableFromInline var inflight: SplitInflight
+  /// Whether requests are noted in `inflight`, and whether it still has some that an earlier process left.
+  @usableFromInline let logs: Bool
+  @usableFromInline var hasUnfinished: Bool
   /// The next available entry to take, and how far the driver was seen to have come.
   @usableFromInline var nextAvailable: UInt16
   @usableFromInline var seenAvailable: UInt16
@@ -30,16 +34,32 @@ import CLinux
   /// `fault != nil`, as the hot path asks it.
   @usableFromInline var broken = false
 
-  /// Takes up a ring where the layout says; the used index is read from the ring itself.
-  public init(_ layout: RingLayout, map: GuestMemoryMap) throws(RingLayoutError) {
+  /// Takes up a ring where the layout says; the used index is read from the ring itself. With an inflight area the ring
+  /// goes on from there: what is unfinished in it comes out of `next` first, and the base is not asked.
+  public init(
+    _ layout: RingLayout, map: GuestMemoryMap, inflight area: InflightArea? = nil
+  ) throws(RingLayoutError) {
     guard layout.size > 0, layout.size <= RingLayout.largestSize, layout.size & (layout.size - 1) == 0 else {
       throw .badSize(layout.size)
     }
     let areas = unsafe try Self.areas(of: layout, in: map)
-    unsafe self.init(layout, map: map, areas: areas)
+    // SAFETY: `used` spans at least 4 bytes.
+    let used = unsafe clx_load_acquire_u16(areas.used + 2)
+    guard let area else {
+      unsafe self.init(layout, map: map, areas: areas, used: used, inflight: SplitInflight())
+      return
+    }
+    do {
+      let inflight = try SplitInflight(area, size: layout.size, used: used)
+      unsafe self.init(layout, map: map, areas: areas, used: used, inflight: inflight)
+    } catch {
+      throw .badInflight(error)
+    }
   }
 
-  private init(_ layout: RingLayout, map: GuestMemoryMap, areas: Areas) {
+  private init(
+    _ layout: RingLayout, map: GuestMemoryMap, areas: Areas, used: UInt16, inflight: consuming SplitInflight
+  ) {
     size = layout.size
     mask = layout.size &- 1
     indirect = layout.indirect
@@ -47,13 +67,18 @@ import CLinux
     self.layout = layout
     unsafe descriptors = areas.descriptors
     unsafe available = areas.available
-    unsafe used = areas.used
+    unsafe self.used = areas.used
     table = SlotTable(size: layout.size, map: map)
-    nextAvailable = UInt16(truncatingIfNeeded: layout.base)
+    logs = inflight.isOn
+    hasUnfinished = inflight.unfinishedCount > 0
+    // After a crash SET_VRING_BASE is stale: what was taken is what is used and what is unfinished.
+    nextAvailable =
+      inflight.isOn
+      ? used &+ UInt16(truncatingIfNeeded: inflight.unfinishedCount) : UInt16(truncatingIfNeeded: layout.base)
     seenAvailable = nextAvailable
-    // SAFETY: `used` spans at least 4 bytes.
-    nextUsed = unsafe clx_load_acquire_u16(areas.used + 2)
-    publishedUsed = nextUsed
+    nextUsed = used
+    publishedUsed = used
+    self.inflight = inflight
   }
 
   private typealias Areas = (
@@ -88,6 +113,7 @@ import CLinux
 
   @inlinable @inline(__always)
   public mutating func next() -> Chain? {
+    if hasUnfinished { return nextUnfinished() }
     if nextAvailable == seenAvailable, !look() { return nil }
     guard !broken, table.hasRoom else { return nil }
     // SAFETY: the masked index is below `size`, and the area holds that many entries. The acquire in `look` orders this
@@ -108,6 +134,25 @@ import CLinux
       return nil
     }
     nextAvailable &+= 1
+    if logs { inflight.take(head) }
+    return unsafe Chain(head: head, slot: slot)
+  }
+
+  /// A chain that an earlier process took and did not complete: read again from the ring, where it still is.
+  @usableFromInline @inline(never)
+  mutating func nextUnfinished() -> Chain? {
+    guard !broken, table.hasRoom else { return nil }
+    guard let head = inflight.nextUnfinished(), head < size else {
+      hasUnfinished = false
+      return next()
+    }
+    hasUnfinished = inflight.unfinishedCount > 0
+    let slot = unsafe table.slots + Int(head)
+    if let fault = unsafe walk(from: head, into: slot) {
+      unsafe table.close(slot)
+      fail(fault)
+      return nil
+    }
     return unsafe Chain(head: head, slot: slot)
   }
 
@@ -181,6 +226,7 @@ import CLinux
     unsafe clx_store_relaxed_u64(
       used + 4 + 8 * Int(nextUsed & mask), UInt64(head) | UInt64(written) << 32)
     nextUsed &+= 1
+    if logs { inflight.batch(head) }
   }
 
   @inlinable @inline(__always)
@@ -200,6 +246,7 @@ import CLinux
     publishedUsed = nextUsed
     // Orders buffers and used entries before the index; pairs with the driver's acquire (virtio 1.3 §2.7.13).
     unsafe clx_store_release_u16(used + 2, nextUsed)
+    if logs { inflight.commit(used: nextUsed) }
     // Between showing the index and reading what the driver asked for: without it both sides may miss each other.
     clx_fence_full()
     let first = !hasPublished
@@ -226,6 +273,7 @@ import CLinux
     }
     // Pairs with the driver's fence between its available index and its read of what we just wrote.
     clx_fence_full()
+    if hasUnfinished { return table.hasRoom }
     if nextAvailable == seenAvailable {
       return look()
     }
