@@ -94,6 +94,14 @@ public final class BlockDevice: VirtioDevice {
     settleDurability()
   }
 
+  /// The cache mode: a driver that chose write-through sends no flushes, and does not choose again.
+  public var savedState: UInt64 { writeback.load(ordering: .relaxed) ? 1 : 0 }
+
+  public func restore(_ savedState: UInt64?) {
+    writeback.store(savedState == 1, ordering: .relaxed)
+    settleDurability()
+  }
+
   /// A driver that can neither flush nor choose gets durable writes; one that chose write-through too.
   /// (virtio 1.3 §5.2.6.2)
   private func settleDurability() {

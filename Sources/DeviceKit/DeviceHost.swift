@@ -19,6 +19,8 @@ public struct QueueSetup: Sendable {
   public var layout: RingLayout
   public var features: FeatureSet
   public var map: GuestMemoryMap
+  /// Where the ring notes what it has taken, and where an earlier process may have noted it; nil: nowhere.
+  public var inflight: InflightArea?
   public var enabled: Bool
   /// Descriptors stay the caller's; the queue thread takes references of its own. Nil: a ring that is polled, a driver
   /// that polls.
@@ -28,12 +30,13 @@ public struct QueueSetup: Sendable {
   public var onFault: @Sendable (QueueFault) -> Void
 
   public init(
-    layout: RingLayout, features: FeatureSet, map: GuestMemoryMap, enabled: Bool, kick: Int32?, call: Int32?,
-    onFault: @escaping @Sendable (QueueFault) -> Void
+    layout: RingLayout, features: FeatureSet, map: GuestMemoryMap, inflight: InflightArea? = nil, enabled: Bool,
+    kick: Int32?, call: Int32?, onFault: @escaping @Sendable (QueueFault) -> Void
   ) {
     self.layout = layout
     self.features = features
     self.map = map
+    self.inflight = inflight
     self.enabled = enabled
     self.kick = kick
     self.call = call

@@ -9,6 +9,7 @@ import VirtQueue
 @safe @usableFromInline struct RunnerPlace {
   @usableFromInline let layout: RingLayout
   @usableFromInline let map: GuestMemoryMap
+  @usableFromInline let inflight: InflightArea?
   // SAFETY: the thread's ring, which outlives its runners.
   let uring: UnsafeMutablePointer<IOUring>
   // SAFETY: a constant 1 that lives as long as the thread: what is written to a call descriptor.

@@ -30,9 +30,11 @@ public struct QueueStart: ~Copyable {
     let packed = features.contains(.packedRing)
     launch.makeRunner = { place throws(RingLayoutError) in
       if packed {
-        return QueueRunner(ring: try PackedRing(place.layout, map: place.map), worker: make(), place: place)
+        let ring = try PackedRing(place.layout, map: place.map, inflight: place.inflight)
+        return QueueRunner(ring: ring, worker: make(), place: place)
       }
-      return QueueRunner(ring: try SplitRing(place.layout, map: place.map), worker: make(), place: place)
+      let ring = try SplitRing(place.layout, map: place.map, inflight: place.inflight)
+      return QueueRunner(ring: ring, worker: make(), place: place)
     }
   }
 }

@@ -46,6 +46,11 @@ public protocol VirtioDevice: AnyObject, Sendable {
   func writeConfig(_ bytes: RawSpan, at offset: Int) throws(DeviceError)
   /// The driver's choice of features; sent before queues start, and maybe again.
   func negotiated(_ features: FeatureSet)
+  /// What of the device's state must outlive the process beside its rings: the driver will not say it again. Kept
+  /// with the inflight log, where the front-end has one.
+  var savedState: UInt64 { get }
+  /// An earlier process served this driver. Nil: what it knew is lost, and the safest must be assumed.
+  func restore(_ savedState: UInt64?)
   /// A queue is to be served: end with `queue.run { worker }`.
   func start(_ queue: consuming QueueStart) throws(DeviceError)
   /// Back to the state before the first driver. No queue runs at this time.
@@ -59,6 +64,8 @@ extension VirtioDevice {
     throw .configRefused(offset: offset, count: bytes.byteCount)
   }
   public func negotiated(_ features: FeatureSet) {}
+  public var savedState: UInt64 { 0 }
+  public func restore(_ savedState: UInt64?) {}
   public func reset() {}
 }
 

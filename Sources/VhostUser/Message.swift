@@ -22,6 +22,8 @@ public enum Request: UInt32, CaseIterable, Sendable {
   case setVringEnable = 18
   case getConfig = 24
   case setConfig = 25
+  case getInflightFD = 31
+  case setInflightFD = 32
   case resetDevice = 34
   case getMaxMemorySlots = 36
   case addMemoryRegion = 37
@@ -70,6 +72,7 @@ struct PayloadReader {
     defer { at += 1 }
     return bytes[at]
   }
+  mutating func u16() -> UInt16 { UInt16(u8()) | UInt16(u8()) << 8 }
   mutating func u32() -> UInt32 { UInt32(u8()) | UInt32(u8()) << 8 | UInt32(u8()) << 16 | UInt32(u8()) << 24 }
   mutating func u64() -> UInt64 { UInt64(u32()) | UInt64(u32()) << 32 }
   /// What has not been read yet.
@@ -80,6 +83,7 @@ struct PayloadReader {
 struct PayloadWriter {
   private(set) var bytes: [UInt8] = []
 
+  mutating func u16(_ value: UInt16) { bytes += [UInt8(truncatingIfNeeded: value), UInt8(truncatingIfNeeded: value >> 8)] }
   mutating func u32(_ value: UInt32) { for i in 0..<4 { bytes.append(UInt8(truncatingIfNeeded: value >> (8 * UInt32(i)))) } }
   mutating func u64(_ value: UInt64) {
     u32(UInt32(truncatingIfNeeded: value))
@@ -101,6 +105,7 @@ public struct ProtocolFeatures: OptionSet, Sendable, Hashable {
   public static let multiQueue = ProtocolFeatures(rawValue: 1 << 0)
   public static let replyAck = ProtocolFeatures(rawValue: 1 << 3)
   public static let config = ProtocolFeatures(rawValue: 1 << 9)
+  public static let inflight = ProtocolFeatures(rawValue: 1 << 12)
   public static let resetDevice = ProtocolFeatures(rawValue: 1 << 13)
   public static let memorySlots = ProtocolFeatures(rawValue: 1 << 15)
 }

@@ -8,12 +8,15 @@ enum PayloadRule: Equatable {
   case memoryTable
   /// {u32 offset, u32 size, u32 flags, size bytes}.
   case config
+  /// {u64 size, u64 offset, u16 queues, u16 queue size}, with the C structure's padding or without.
+  case inflight
 
   /// Whether a payload of this many bytes, beginning so, has the right size.
   func accepts(_ payload: [UInt8]) -> Bool {
     var reader = PayloadReader(payload)
     switch self {
     case .exactly(let size): return payload.count == size
+    case .inflight: return payload.count == 24 || payload.count == 20
     case .memoryTable:
       guard payload.count >= 8 else { return false }
       return UInt64(payload.count) == 8 + 32 * UInt64(reader.u32())
@@ -84,6 +87,8 @@ struct MessageRule {
     MessageRule(.setVringEnable, .exactly(8)),
     MessageRule(.getConfig, .config, reply: .own, needs: .config),
     MessageRule(.setConfig, .config, needs: .config),
+    MessageRule(.getInflightFD, .inflight, reply: .own, needs: .inflight),
+    MessageRule(.setInflightFD, .inflight, .one, needs: .inflight),
     MessageRule(.resetDevice, needs: .resetDevice),
     MessageRule(.getMaxMemorySlots, reply: .own, needs: .memorySlots),
     MessageRule(.addMemoryRegion, .exactly(40), .one, needs: .memorySlots),

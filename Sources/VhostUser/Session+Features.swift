@@ -19,6 +19,7 @@ extension Session {
     guard strange.isEmpty else { return .refused("features \(strange) were not offered") }
     acknowledged = features
     host.device.negotiated(features)
+    saveDeviceState()
     if !features.contains(.protocolFeatures) {
       // Without SET_VRING_ENABLE all rings are enabled from the start (vhost-user, "Ring states").
       for (index, ring) in rings.enumerated() where !ring.enabled {
@@ -69,6 +70,7 @@ extension Session {
     do {
       // SAFETY: the span is the local array's, for the length of the call.
       unsafe try host.device.writeConfig(bytes.span.bytes, at: Int(offset))
+      saveDeviceState()
       return .done
     } catch {
       return .refused("configuration write of \(size) bytes at \(offset): \(error)")

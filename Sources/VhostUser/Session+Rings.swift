@@ -20,7 +20,7 @@ extension Session {
     return body(Int(value & 0xff), rings[Int(value & 0xff)])
   }
 
-  private var isPacked: Bool { acknowledged.contains(.packedRing) }
+  var isPacked: Bool { acknowledged.contains(.packedRing) }
 
   func setSize(_ ring: Vring, _ size: UInt32) -> Handling {
     guard !ring.started else { return .refused("a ring's size while it runs") }
@@ -86,10 +86,15 @@ extension Session {
       return .done
     }
     guard let layout = layout(of: ring), let map else { return .refused("ring \(index) started before it was set up") }
+    var area: InflightArea?
+    if let inflight {
+      area = inflight.area(index, packed: isPacked)
+      if area == nil { return .refused("ring \(index) has no place in the inflight region") }
+    }
     let log = log
     let errorLine = ring.errorLine
     let setup = QueueSetup(
-      layout: layout, features: acknowledged, map: map, enabled: ring.enabled, kick: ring.kickRaw,
+      layout: layout, features: acknowledged, map: map, inflight: area, enabled: ring.enabled, kick: ring.kickRaw,
       call: ring.callRaw,
       onFault: { fault in
         errorLine.signal()
@@ -136,6 +141,7 @@ extension Session {
     stopAll()
     for ring in rings { ring.reset() }
     host.device.reset()
+    inflight = nil
     return .done
   }
 

@@ -36,10 +36,15 @@ final class Session {
 
   let offered: FeatureSet
   var acknowledged: FeatureSet = []
-  let offeredProtocol: ProtocolFeatures = [.multiQueue, .replyAck, .config, .resetDevice, .memorySlots]
+  let offeredProtocol: ProtocolFeatures = [
+    .multiQueue, .replyAck, .config, .inflight, .resetDevice, .memorySlots,
+  ]
   var negotiatedProtocol: ProtocolFeatures = []
   var memory = MemoryTable()
   var map: GuestMemoryMap?
+  var inflight: InflightRegion?
+  /// Goes out with the next answer.
+  var answerDescriptor: OwnedFD?
   let rings: [Vring]
 
   /// `stop` is a descriptor whose readability ends the session.
@@ -156,6 +161,8 @@ final class Session {
     case .setVringEnable: onRing(reader.u32()) { setEnabled($0, reader.u32()) }
     case .getConfig: getConfig(&reader)
     case .setConfig: setConfig(&reader)
+    case .getInflightFD: getInflight(&reader)
+    case .setInflightFD: setInflight(&reader, descriptors.takeFirst())
     case .resetDevice: resetDevice()
     case .getMaxMemorySlots: .answer(PayloadWriter.u64(UInt64(MemoryTable.slotLimit)))
     case .addMemoryRegion: addRegion(&reader, descriptors.takeFirst())
@@ -182,13 +189,15 @@ final class Session {
   }
 
   private func send(_ request: UInt32, _ payload: [UInt8]) throws(HostError) -> String? {
+    let descriptor = answerDescriptor.take() ?? OwnedFD(adopting: -1)
     let bytes = MessageHeader.reply(to: request, size: payload.count) + payload
     var outcome = StreamOutcome.complete
     var failure: HostError?
     // SAFETY: the array's own storage; `send` reads it.
     unsafe bytes.withUnsafeBytes { buffer in
       do throws(HostError) {
-        outcome = unsafe try stream.send(buffer, stop: stop, timeout: Self.sendTimeout)
+        outcome = unsafe try stream.send(
+          buffer, descriptors: descriptor.raw >= 0 ? [descriptor.raw] : [], stop: stop, timeout: Self.sendTimeout)
       } catch {
         failure = error
       }
