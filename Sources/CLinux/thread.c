@@ -24,7 +24,7 @@ static void *run(void *argument) {
   return NULL;
 }
 
-// Creates the thread on the processors from its first instruction, so that what it touches first lies near them.
+// Creates the thread on the processors from its first instruction: what it touches first lies near them.
 static int create(pthread_t *thread, const cpu_set_t *set, struct start *start) {
   pthread_attr_t attributes;
   int error = pthread_attr_init(&attributes);
@@ -35,8 +35,8 @@ static int create(pthread_t *thread, const cpu_set_t *set, struct start *start) 
   return error;
 }
 
-int clx_thread_start(pthread_t *thread, const char *name, const uint16_t *cpus, size_t count, clx_thread_body body,
-                     void *context, uint8_t *missing) {
+int clx_thread_start(pthread_t *thread, const char *name, const uint16_t *cpus, size_t count,
+                     clx_thread_body body, void *context, uint8_t *missing) {
   struct start *start = malloc(sizeof *start);
   if (start == NULL) return ENOMEM;
   *start = (struct start){.body = body, .context = context};

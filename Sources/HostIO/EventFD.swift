@@ -16,9 +16,9 @@ public struct EventFD: ~Copyable, Sendable {
   /// Wakes whoever waits. A counter that is full (EAGAIN) is as good as one more.
   public func signal() { Self.add(1, to: raw) }
 
-  /// Signals somebody else's eventfd, whatever its flags are: one whose counter is full is left alone, a write would
-  /// block. Who shares the descriptor can still fill it between the look and the write, so a thread that serves others
-  /// too writes through its io_uring instead.
+  /// Signals somebody else's eventfd, whatever its flags are: one whose counter is full is left alone, a
+  /// write would block. Who shares the descriptor can still fill it between the look and the write, so a
+  /// thread that serves others too writes through its io_uring instead.
   public static func signal(_ raw: Int32) {
     guard Poll.one(raw, .writable, milliseconds: 0).contains(.writable) else { return }
     add(1, to: raw)
@@ -32,12 +32,13 @@ public struct EventFD: ~Copyable, Sendable {
     return unsafe read(raw, &value, 8) == 8
   }
 
-  /// Whether a foreign descriptor is an eventfd, told without /proc, which a sandbox hides: it has no file type, and takes
-  /// the 8-byte value 0, which changes nothing; the other kinds without a type (timers, polls, signals, rings) cannot be
-  /// written, or not so.
+  /// Whether a foreign descriptor is an eventfd, told without /proc, which a sandbox hides: it has no file
+  /// type, and takes the 8-byte value 0, which changes nothing; the other kinds without a type (timers,
+  /// polls, signals, rings) cannot be written, or not so.
   ///
-  /// The write does not block, not even for a blocking descriptor whose counter is full: full is 2^64 - 2, one below the
-  /// limit, and adding 0 waits only at the limit itself, where writes cannot bring it and poll(2) says `error`.
+  /// The write does not block, not even for a blocking descriptor whose counter is full: full is 2^64 - 2,
+  /// one below the limit, and adding 0 waits only at the limit itself, where writes cannot bring it and
+  /// poll(2) says `error`.
   public static func isEventFD(_ descriptor: borrowing OwnedFD) -> Bool {
     var facts = stat()
     // SAFETY: fills the local value.

@@ -36,7 +36,7 @@ public enum HostError: Error, Equatable, Sendable, CustomStringConvertible {
     case .tooManyDescriptors: "more descriptors in one message than a message may carry"
     case .badProcessorList(let list): "processor list '\(list)': expected numbers and ranges, such as 0,2-5"
     case .processorsUnavailable(let list):
-      "no use of processor \(list.map(String.init).joined(separator: ", ")): offline, absent, or not allowed to this process"
+      "processors \(list) cannot be used: offline, absent, or not allowed to this process"
     }
   }
 

@@ -1,4 +1,5 @@
-// Memory mapped into this process, with one owner. Made by the control thread; the bytes belong to whoever holds it.
+// Memory mapped into this process, with one owner. Made by the control thread; the bytes belong to whoever
+// holds it.
 
 import CLinux
 import Glibc
@@ -10,10 +11,11 @@ import Glibc
   /// Bytes: what was asked for, rounded up to the page size it was made with.
   public let length: Int
 
-  /// Maps a shared file, readable and writable, without reserving swap. `offset` is a multiple of the file's page size
-  /// (`FileFacts.pageSize`: for huge pages theirs), and the length is rounded up to one. Throws what mmap says: EACCES
-  /// for a descriptor that may not be written, EPERM for a seal against writing, ENODEV for what has no pages, EINVAL,
-  /// ENOMEM. Whether the file reaches so far is the caller's to check: pages beyond its end raise SIGBUS.
+  /// Maps a shared file, readable and writable, without reserving swap. `offset` is a multiple of the file's
+  /// page size (`FileFacts.pageSize`: for huge pages theirs), and the length is rounded up to one. Throws
+  /// what mmap says: EACCES for a descriptor that may not be written, EPERM for a seal against writing,
+  /// ENODEV for what has no pages, EINVAL, ENOMEM. Whether the file reaches so far is the caller's to check:
+  /// pages beyond its end raise SIGBUS.
   public init(file: borrowing OwnedFD, offset: UInt64, length: Int, pageSize: Int = 4096) throws(HostError) {
     guard let offset = Int(exactly: offset) else { throw .system(call: "mmap", code: EINVAL) }
     (unsafe base, self.length) = try unsafe Self.map(

@@ -1,5 +1,5 @@
-// A POSIX thread of our own: named, on chosen processors, with every signal blocked. Started and joined by the control
-// side.
+// A POSIX thread of our own: named, on chosen processors, with every signal blocked. Started and joined by
+// the control side.
 
 import CLinux
 import Glibc
@@ -13,12 +13,12 @@ public final class PinnedThread: Sendable {
 
   private let thread: pthread_t
   private let joined = Mutex(false)
-  /// Set where not all the processors asked for can be had, to be told to the user: the thread runs on the others, or,
-  /// where none is left, wherever the caller may.
+  /// Set where not all the processors asked for can be had, to be told to the user: the thread runs on the
+  /// others, or, where none is left, wherever the caller may.
   public let affinityError: HostError?
 
-  /// Starts `body` at once, on its processors from its first instruction. Names are cut to 15 bytes; no processors:
-  /// wherever the caller may run. Throws EAGAIN where the system has no room for a thread.
+  /// Starts `body` at once, on its processors from its first instruction. Names are cut to 15 bytes; no
+  /// processors: wherever the caller may run. Throws EAGAIN where the system has no room for a thread.
   public init(name: String, cpus: [Int], body: @escaping @Sendable () -> Void) throws(HostError) {
     var thread = pthread_t()
     let processors = cpus.map { UInt16(exactly: $0) ?? .max }

@@ -21,8 +21,8 @@ public enum Poll {
     any([(descriptor, events)], milliseconds: milliseconds).first ?? []
   }
 
-  /// The same for several, in order. Negative descriptors are passed over. `error`, `hangUp` and `invalid` come without
-  /// being asked for. A signal does not end the wait.
+  /// The same for several, in order. Negative descriptors are passed over. `error`, `hangUp` and `invalid`
+  /// come without being asked for. A signal does not end the wait.
   public static func any(
     _ wanted: [(descriptor: Int32, events: Readiness)], milliseconds: Int32
   ) -> [Readiness] {

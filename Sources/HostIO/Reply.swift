@@ -7,8 +7,8 @@ import Synchronization
 /// One answer, given once by one thread and awaited by others.
 @safe public final class Reply<Value: Sendable>: Sendable {
   private let answer = Mutex<Value?>(nil)
-  // SAFETY: two pthread objects with fixed addresses, initialised in `init`, destroyed in `deinit`, used by their
-  // functions only.
+  // SAFETY: two pthread objects with fixed addresses, initialised in `init`, destroyed in `deinit`, used by
+  // their functions only.
   private nonisolated(unsafe) let mutex: UnsafeMutablePointer<pthread_mutex_t>
   private nonisolated(unsafe) let condition: UnsafeMutablePointer<pthread_cond_t>
 
@@ -35,7 +35,8 @@ import Synchronization
   /// Gives the answer; later ones are ignored.
   public func fulfil(_ value: Value) {
     answer.withLock { if $0 == nil { $0 = value } }
-    // SAFETY: a live mutex and condition. Taken after the answer is there: a waiter either sees it or is already waiting.
+    // SAFETY: a live mutex and condition. Taken after the answer is there: a waiter either sees it or is
+    // already waiting.
     unsafe pthread_mutex_lock(mutex)
     unsafe pthread_cond_broadcast(condition)
     unsafe pthread_mutex_unlock(mutex)

@@ -1,11 +1,13 @@
-// Processors and memory nodes of the host. Asked when threads and rings are set up, before the sandbox closes.
+// Processors and memory nodes of the host. Asked when threads and rings are set up, before the sandbox
+// closes.
 
 import CLinux
 import CNuma
 import Glibc
 
-/// On a host with one memory node everything about nodes does nothing. What the kernel refuses (a node without memory, a
-/// container without the calls) is left to its own choice: memory comes from wherever there is some.
+/// On a host with one memory node everything about nodes does nothing. What the kernel refuses (a node
+/// without memory, a container without the calls) is left to its own choice: memory comes from wherever there
+/// is some.
 public enum Topology {
   /// The processors that this thread may run on, ascending.
   public static var allowedProcessors: [Int] {
@@ -47,8 +49,9 @@ public enum Topology {
     return Int(status)
   }
 
-  /// Moves the calling thread to a node's processors, and what it allocates from now on to its memory. False where the
-  /// one or the other stays as it is. A thread that has processors of its own wants `allocateOn` alone.
+  /// Moves the calling thread to a node's processors, and what it allocates from now on to its memory. False
+  /// where the one or the other stays as it is. A thread that has processors of its own wants `allocateOn`
+  /// alone.
   @discardableResult
   public static func runOn(node: Int) -> Bool {
     guard nodeCount > 1, isNode(node) else { return false }

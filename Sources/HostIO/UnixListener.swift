@@ -1,4 +1,5 @@
-// A Unix socket that front-ends connect to. Made before the sandbox closes; accepting is the control thread's.
+// A Unix socket that front-ends connect to. Made before the sandbox closes; accepting is the control
+// thread's.
 
 import CLinux
 import Glibc
@@ -19,13 +20,13 @@ public struct UnixListener: ~Copyable, Sendable {
 
   /// Listens at a path, with these permissions and, if one is given, this group.
   ///
-  /// A stale socket at the path is replaced. Throws `pathInUse` where somebody listens there, `notASocket` for anything
-  /// else, `pathTooLong`, or what the system says; the path is then as it was.
+  /// A stale socket at the path is replaced. Throws `pathInUse` where somebody listens there, `notASocket`
+  /// for anything else, `pathTooLong`, or what the system says; the path is then as it was.
   ///
-  /// The socket gets its permissions before it has a name, is bound under a name of its own in the same folder, listens,
-  /// and only then moves to its path: whoever sees it there can connect, and nobody ever could under other permissions.
-  /// The folder is locked from the look at the path to the move, so of several programs of ours that start at once the
-  /// later ones find the first one listening.
+  /// The socket gets its permissions before it has a name, is bound under a name of its own in the same
+  /// folder, listens, and only then moves to its path: whoever sees it there can connect, and nobody ever
+  /// could under other permissions. The folder is locked from the look at the path to the move, so of several
+  /// programs of ours that start at once the later ones find the first one listening.
   public init(path: String, mode: UInt32 = 0o600, group: UInt32? = nil) throws(HostError) {
     let address = try UnixAddress(path)
     let socket = try UnixAddress.socket()
@@ -48,8 +49,8 @@ public struct UnixListener: ~Copyable, Sendable {
     }
   }
 
-  /// The next connection, close-on-exec; nil where none waits. Throws EMFILE, ENFILE, ENOMEM, ECONNABORTED: the listener
-  /// stays readable while the connection waits on, so the caller pauses before it looks again.
+  /// The next connection, close-on-exec; nil where none waits. Throws EMFILE, ENFILE, ENOMEM, ECONNABORTED:
+  /// the listener stays readable while the connection waits on, so the caller pauses before it looks again.
   public func accept() throws(HostError) -> OwnedFD? {
     while true {
       let connection = clx_accept4(raw, Int32(SOCK_CLOEXEC.rawValue))
@@ -101,8 +102,8 @@ extension UnixListener {
     if code != 0 { throw .last(call) }
   }
 
-  /// Locks the path's folder; no descriptor where that cannot be: then only the care for starts at once is lost. Others
-  /// can lock the folder too, and keep it: that may cost us two seconds, not the start.
+  /// Locks the path's folder; no descriptor where that cannot be: then only the care for starts at once is
+  /// lost. Others can lock the folder too, and keep it: that may cost us two seconds, not the start.
   private static func lock(_ path: String) -> OwnedFD {
     let folder = path.lastIndex(of: "/").map { String(path[...$0]) } ?? "."
     // SAFETY: a NUL-terminated copy.
@@ -127,7 +128,8 @@ extension UnixListener {
     }
   }
 
-  /// Gives the draft its name. Only a stale socket is overwritten, and that without a moment in which there is none.
+  /// Gives the draft its name. Only a stale socket is overwritten, and that without a moment in which there
+  /// is none.
   private static func move(_ draft: String, to path: String, _ address: UnixAddress) throws(HostError) {
     // SAFETY (all calls): NUL-terminated copies.
     if try isStale(path, address) { return try check(unsafe rename(draft, path), "rename to '\(path)'") }
@@ -152,8 +154,8 @@ extension UnixListener {
     throw .system(call: "bind '\(path)'", code: code)
   }
 
-  /// The path with something random behind it, or that alone in its folder where this gets too long: at least one
-  /// character then fits.
+  /// The path with something random behind it, or that alone in its folder where this gets too long: at least
+  /// one character then fits.
   private static func draftName(beside path: String) -> String {
     let letters = Array("abcdefghijklmnopqrstuvwxyz0123456789")
     let random = String((0..<6).compactMap { _ in letters.randomElement() })

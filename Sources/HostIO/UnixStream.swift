@@ -22,13 +22,13 @@ public struct UnixStream: ~Copyable, Sendable {
   /// Takes over a connected socket, blocking or not.
   public init(adopting descriptor: consuming OwnedFD) { self.descriptor = descriptor }
 
-  /// Connects to a listener. Throws ENOENT, ECONNREFUSED, EACCES and their like at once, and EAGAIN where the listener's
-  /// backlog is still full after the time.
+  /// Connects to a listener. Throws ENOENT, ECONNREFUSED, EACCES and their like at once, and EAGAIN where the
+  /// listener's backlog is still full after the time.
   public init(connectingTo path: String, timeout: Duration = .seconds(5)) throws(HostError) {
     let address = try UnixAddress(path)
     let socket = try UnixAddress.socket()
-    // A Unix socket connects or it does not: there is nothing to poll for, but a blocking one waits for the backlog as
-    // long as it may send.
+    // A Unix socket connects or it does not: there is nothing to poll for, but a blocking one waits for the
+    // backlog as long as it may send.
     _ = clx_fcntl_int(socket.raw, F_SETFL, 0)
     let (seconds, attoseconds) = max(timeout, .milliseconds(1)).components
     var limit = timeval(
@@ -57,12 +57,13 @@ public struct UnixStream: ~Copyable, Sendable {
       second: UnixStream(adopting: OwnedFD(adopting: ends.1)))
   }
 
-  /// Fills the buffer, however the bytes arrive, and puts descriptors that came with them into the bag, in order. Takes
-  /// no byte more, so that the next message's descriptors stay with it.
+  /// Fills the buffer, however the bytes arrive, and puts descriptors that came with them into the bag, in
+  /// order. Takes no byte more, so that the next message's descriptors stay with it.
   ///
-  /// A nil timeout waits without a bound, zero takes what is there. `stop` is a descriptor whose readability ends the
-  /// wait even where bytes are there, or -1. Throws `tooManyDescriptors`, and EMFILE where there is no room in this
-  /// process for those that came; both close all that the bag holds, and the stream cannot be used any further.
+  /// A nil timeout waits without a bound, zero takes what is there. `stop` is a descriptor whose readability
+  /// ends the wait even where bytes are there, or -1. Throws `tooManyDescriptors`, and EMFILE where there is
+  /// no room in this process for those that came; both close all that the bag holds, and the stream cannot be
+  /// used any further.
   public func receive(
     into buffer: UnsafeMutableRawBufferPointer, collecting bag: inout DescriptorBag, stop: Int32,
     timeout: Duration? = nil
@@ -89,8 +90,8 @@ public struct UnixStream: ~Copyable, Sendable {
     let room = clx_cmsg_space(Self.descriptorLimit * MemoryLayout<Int32>.size)
     var received = 0
     var truncated = false
-    // SAFETY: the message points at the caller's buffer and a control buffer of `room` bytes; clx_cmsg_* stay within
-    // what the kernel said is there.
+    // SAFETY: the message points at the caller's buffer and a control buffer of `room` bytes; clx_cmsg_* stay
+    // within what the kernel said is there.
     let count = unsafe withUnsafeTemporaryAllocation(byteCount: room, alignment: 8) { control in
       var vector = unsafe iovec(iov_base: buffer.baseAddress, iov_len: buffer.count)
       return unsafe withUnsafeMutablePointer(to: &vector) { vector in
@@ -140,9 +141,9 @@ public struct UnixStream: ~Copyable, Sendable {
     return max(0, count)
   }
 
-  /// Sends all bytes (at least one), the descriptors with the first of them. Never blocks past the timeout; zero sends
-  /// what the socket takes at once. `.endOfStream`: the peer is gone. After any end but `complete` a part may have gone,
-  /// so the stream cannot be used any further.
+  /// Sends all bytes (at least one), the descriptors with the first of them. Never blocks past the timeout;
+  /// zero sends what the socket takes at once. `.endOfStream`: the peer is gone. After any end but `complete`
+  /// a part may have gone, so the stream cannot be used any further.
   public func send(
     _ bytes: UnsafeRawBufferPointer, descriptors: [Int32] = [], stop: Int32, timeout: Duration
   ) throws(HostError) -> StreamOutcome {
@@ -171,7 +172,8 @@ public struct UnixStream: ~Copyable, Sendable {
   private func sendOnce(_ bytes: UnsafeRawBufferPointer, descriptors: [Int32]) -> Int {
     let length = descriptors.count * MemoryLayout<Int32>.size
     let room = descriptors.isEmpty ? 0 : clx_cmsg_space(length)
-    // SAFETY: the control buffer has room for one entry of `length` bytes; sendmsg only reads the caller's bytes.
+    // SAFETY: the control buffer has room for one entry of `length` bytes; sendmsg only reads the caller's
+    // bytes.
     return unsafe withUnsafeTemporaryAllocation(byteCount: max(room, 8), alignment: 8) { control in
       var vector = unsafe iovec(
         iov_base: UnsafeMutableRawPointer(mutating: bytes.baseAddress), iov_len: bytes.count)
