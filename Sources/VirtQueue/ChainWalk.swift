@@ -133,10 +133,12 @@ extension SlotTable {
       guard let descriptor = unsafe cursor.entry(index) else { return .indirectUnmapped(address) }
       seen += 1
       if seen > descriptorLimit { return .chainTooLong(limit: descriptorLimit) }
-      if descriptor.flags & DescriptorFlag.indirect != 0, !sequential { return .indirectNested }
+      // A packed entry has its flags last, {length, id, flags}, and only WRITE counts (virtio 1.3 §2.8.7).
+      let flags = sequential ? descriptor.next : descriptor.flags
+      if flags & DescriptorFlag.indirect != 0, !sequential { return .indirectNested }
       if let fault = unsafe append(
-        descriptor.address, descriptor.length, writable: descriptor.flags & DescriptorFlag.write != 0,
-        to: slot, sawWritable: &sawWritable)
+        descriptor.address, descriptor.length, writable: flags & DescriptorFlag.write != 0, to: slot,
+        sawWritable: &sawWritable)
       {
         return fault
       }
@@ -144,7 +146,7 @@ extension SlotTable {
         index += 1
         if index == entries { return nil }
       } else {
-        if descriptor.flags & DescriptorFlag.next == 0 { return nil }
+        if flags & DescriptorFlag.next == 0 { return nil }
         index = UInt32(descriptor.next)
         if index >= entries { return .nextOutOfRange(descriptor.next, table: entries) }
       }
