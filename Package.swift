@@ -103,7 +103,7 @@ let package = Package(
       name: "JourneyTests",
       dependencies: [
         "BlockBackend", "EntropyDevice", "VhostUser", "DeviceKit", "VirtQueue", "HostIO",
-        "VhostFrontend", "TestSupport",
+        "VhostFrontend", "TestSupport", .product(name: "Logging", package: "swift-log"),
       ], swiftSettings: relaxed),
     .testTarget(
       name: "DaemonTests", dependencies: ["VhostFrontend", "HostIO", "TestSupport"],

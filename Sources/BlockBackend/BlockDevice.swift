@@ -50,7 +50,7 @@ public final class BlockDevice: VirtioDevice {
   public var sectors: UInt64 { capacity.load(ordering: .relaxed) }
   var byteCount: UInt64 { sectors &* sectorBytes }
   var isReadOnly: Bool { image.isReadOnly }
-  var mustBeDurable: Bool { durableWrites.load(ordering: .relaxed) }
+  package var mustBeDurable: Bool { durableWrites.load(ordering: .relaxed) }
 
   public var descriptors: [Int32] { image.raw.map { [$0] } ?? [] }
 
