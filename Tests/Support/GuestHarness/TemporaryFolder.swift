@@ -2,15 +2,17 @@
 
 import Foundation
 
-/// A new folder under /tmp, with a short path because socket paths end at 107 bytes. Removed with its contents
-/// when the last reference goes, unless `VHOST_SWIFTD_KEEP_LOGS` is set.
+/// A new folder, removed with its contents when the last reference goes, unless `VHOST_SWIFTD_KEEP_LOGS` is set.
+/// In `$TMPDIR` where that is short, else in /tmp: socket paths end at 107 bytes.
 public final class TemporaryFolder: Sendable {
   public let path: String
 
   public init() throws {
-    var template = Array("/tmp/vhost-guest.XXXXXX".utf8CString)
+    let given = Environment.value("TMPDIR").flatMap { $0.utf8.count <= 60 ? $0 : nil }
+    let parent = given ?? "/tmp"
+    var template = Array("\(parent)/vhost-guest.XXXXXX".utf8CString)
     guard mkdtemp(&template) != nil else {
-      throw HarnessError("mkdtemp in /tmp: \(String(cString: strerror(errno)))")
+      throw HarnessError("mkdtemp in \(parent): \(String(cString: strerror(errno)))")
     }
     path = String(decoding: template.dropLast().map(UInt8.init(bitPattern:)), as: UTF8.self)
   }
