@@ -23,7 +23,7 @@ private let arrows: [(folder: String, imports: Set<String>)] = [
     ]
   ),
   ("Examples/EntropyDevice", ["DeviceKit", "VirtQueue", "CLinux"]),
-  ("Examples/rng-backend", ["EntropyDevice", "DeviceKit", "VhostUser", "HostIO"]),
+  ("Examples/rng-backend", ["EntropyDevice", "DeviceKit", "VhostUser", "HostIO", "Logging"]),
   ("Benchmarks/ring-bench", ["VirtQueue", "VhostFrontend", "HostIO", "CLinux", "Foundation"]),
   // What tests drive the program with, and the driver's side of them.
   ("Tests/Support/GuestHarness", ["Foundation", "Dispatch"]),
