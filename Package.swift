@@ -82,7 +82,8 @@ let package = Package(
     .testTarget(
       name: "VirtQueueTests", dependencies: ["VirtQueue", "VhostFrontend", "TestSupport"],
       swiftSettings: relaxed),
-    .testTarget(name: "HostIOTests", dependencies: ["HostIO", "CLinux", "TestSupport"], swiftSettings: relaxed),
+    .testTarget(
+      name: "HostIOTests", dependencies: ["HostIO", "CLinux", "TestSupport"], swiftSettings: relaxed),
     .testTarget(
       name: "DeviceKitTests",
       dependencies: ["DeviceKit", "VirtQueue", "HostIO", "VhostFrontend", "TestSupport"],

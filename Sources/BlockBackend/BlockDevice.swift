@@ -106,7 +106,8 @@ public final class BlockDevice: VirtioDevice {
   /// (virtio 1.3 §5.2.6.2)
   private func settleDurability() {
     let features = FeatureSet(rawValue: acknowledged.load(ordering: .relaxed))
-    let volatile = features.contains(.cacheMode) ? writeback.load(ordering: .relaxed) : features.contains(.flush)
+    let volatile =
+      features.contains(.cacheMode) ? writeback.load(ordering: .relaxed) : features.contains(.flush)
     durableWrites.store(!volatile, ordering: .relaxed)
   }
 

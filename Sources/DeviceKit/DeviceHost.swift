@@ -30,7 +30,8 @@ public struct QueueSetup: Sendable {
   public var onFault: @Sendable (QueueFault) -> Void
 
   public init(
-    layout: RingLayout, features: FeatureSet, map: GuestMemoryMap, inflight: InflightArea? = nil, enabled: Bool,
+    layout: RingLayout, features: FeatureSet, map: GuestMemoryMap, inflight: InflightArea? = nil,
+    enabled: Bool,
     kick: Int32?, call: Int32?, onFault: @escaping @Sendable (QueueFault) -> Void
   ) {
     self.layout = layout
@@ -89,7 +90,8 @@ public final class DeviceHost: Sendable {
     do {
       try device.start(
         QueueStart(
-          index: index, size: setup.layout.size, features: setup.features, files: place.files, launch: launch))
+          index: index, size: setup.layout.size, features: setup.features, files: place.files, launch: launch)
+      )
     } catch {
       return .device(error)
     }
@@ -132,7 +134,8 @@ public final class DeviceHost: Sendable {
 
   /// Replaces the kick descriptor of a running queue; it is polled at once. Nil where that worked.
   public func setKick(_ index: Int, _ descriptor: Int32?) -> HostError? {
-    onRunner(index) { runner in Self.caught { () throws(HostError) in try runner.line.setKick(descriptor) } } ?? nil
+    onRunner(index) { runner in Self.caught { () throws(HostError) in try runner.line.setKick(descriptor) } }
+      ?? nil
   }
 
   /// Replaces the call descriptor of a running queue, and signals the new one once.

@@ -64,7 +64,8 @@ import VirtQueue
   /// true of a held chain's own segments.
   @unsafe @inlinable @inline(__always)
   public mutating func readv(
-    _ file: FileSlot, _ vectors: UnsafePointer<iovec>, count: Int, offset: UInt64, head: UInt16, part: UInt8 = 0
+    _ file: FileSlot, _ vectors: UnsafePointer<iovec>, count: Int, offset: UInt64, head: UInt16,
+    part: UInt8 = 0
   ) {
     outstanding &+= 1
     unsafe uring.pointee.readv(
@@ -74,7 +75,8 @@ import VirtQueue
   /// As `readv`, the other way; `durable`: on stable storage at completion.
   @unsafe @inlinable @inline(__always)
   public mutating func writev(
-    _ file: FileSlot, _ vectors: UnsafePointer<iovec>, count: Int, offset: UInt64, durable: Bool, head: UInt16,
+    _ file: FileSlot, _ vectors: UnsafePointer<iovec>, count: Int, offset: UInt64, durable: Bool,
+    head: UInt16,
     part: UInt8 = 0
   ) {
     outstanding &+= 1

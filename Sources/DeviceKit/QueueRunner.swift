@@ -42,7 +42,8 @@ import VirtQueue
   func move(to map: GuestMemoryMap) -> Bool
 }
 
-@safe @usableFromInline final class QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: QueueRunning {
+@safe @usableFromInline
+final class QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: QueueRunning {
   /// Chains a queue may take before its neighbours have their turn.
   private static var share: Int { 64 }
 

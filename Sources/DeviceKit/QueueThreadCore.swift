@@ -189,7 +189,8 @@ import VirtQueue
     guard Int(seat) < seats.count, seats[Int(seat)] == nil else { return .alreadyRunning }
     epoch &+= 1
     let place = unsafe RunnerPlace(
-      layout: setup.layout, map: setup.map, inflight: setup.inflight, uring: uring, one: one, seat: seat, epoch: epoch,
+      layout: setup.layout, map: setup.map, inflight: setup.inflight, uring: uring, one: one, seat: seat,
+      epoch: epoch,
       counters: counters, enabled: setup.enabled, onFault: setup.onFault)
     do {
       let runner = try maker(place)

@@ -90,7 +90,8 @@ enum InflightRegionError: Error, Equatable {
     guard index < Int(shape.queues), UInt64(index + 1) * stride <= size else { return nil }
     // SAFETY: within `size` bytes of the mapping, which is the owner.
     return unsafe InflightArea(
-      base: base + index * Int(stride), byteCount: Int(stride), descriptorCount: shape.queueSize, owner: mapping)
+      base: base + index * Int(stride), byteCount: Int(stride), descriptorCount: shape.queueSize,
+      owner: mapping)
   }
 
   /// Whether a process has used this region before: the version of its first area is not 0.

@@ -55,7 +55,9 @@ struct MemoryTable {
 
   var count: Int { entries.count }
 
-  func contains(_ description: RegionDescription) -> Bool { entries.contains { $0.description == description } }
+  func contains(_ description: RegionDescription) -> Bool {
+    entries.contains { $0.description == description }
+  }
 
   /// Maps a region and appends it; the very same region again changes nothing.
   mutating func add(

@@ -83,8 +83,12 @@ struct PayloadReader {
 struct PayloadWriter {
   private(set) var bytes: [UInt8] = []
 
-  mutating func u16(_ value: UInt16) { bytes += [UInt8(truncatingIfNeeded: value), UInt8(truncatingIfNeeded: value >> 8)] }
-  mutating func u32(_ value: UInt32) { for i in 0..<4 { bytes.append(UInt8(truncatingIfNeeded: value >> (8 * UInt32(i)))) } }
+  mutating func u16(_ value: UInt16) {
+    bytes += [UInt8(truncatingIfNeeded: value), UInt8(truncatingIfNeeded: value >> 8)]
+  }
+  mutating func u32(_ value: UInt32) {
+    for i in 0..<4 { bytes.append(UInt8(truncatingIfNeeded: value >> (8 * UInt32(i)))) }
+  }
   mutating func u64(_ value: UInt64) {
     u32(UInt32(truncatingIfNeeded: value))
     u32(UInt32(truncatingIfNeeded: value >> 32))

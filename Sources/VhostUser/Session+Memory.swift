@@ -55,7 +55,9 @@ extension Session {
     for index in running where !holds(rings[index], next) {
       return .refused("memory table: ring \(index) runs and is not in it")
     }
-    for index in host.move(running, to: next) { limiter.warning("ring \(index) is not in the new memory table") }
+    for index in host.move(running, to: next) {
+      limiter.warning("ring \(index) is not in the new memory table")
+    }
     memory = table
     map = next
     return .done

@@ -25,7 +25,9 @@ extension Session {
   func setSize(_ ring: Vring, _ size: UInt32) -> Handling {
     guard !ring.started else { return .refused("a ring's size while it runs") }
     // Which format it is may not be known yet: a power of two is asked for at the start.
-    guard size > 0, size <= UInt32(RingLayout.largestSize) else { return .refused("a ring of \(size) descriptors") }
+    guard size > 0, size <= UInt32(RingLayout.largestSize) else {
+      return .refused("a ring of \(size) descriptors")
+    }
     ring.size = UInt16(size)
     return .done
   }
@@ -42,7 +44,8 @@ extension Session {
       return addresses == ring.addresses ? .done : .refused("other addresses for a ring that runs")
     }
     let otherAlignment: UInt64 = isPacked ? 4 : 2
-    guard addresses.descriptor % 16 == 0, addresses.used % 4 == 0, addresses.available % otherAlignment == 0 else {
+    guard addresses.descriptor % 16 == 0, addresses.used % 4 == 0, addresses.available % otherAlignment == 0
+    else {
       return .refused("misaligned ring addresses")
     }
     let before = ring.addresses
@@ -85,7 +88,9 @@ extension Session {
       if let error = host.setKick(index, ring.kickRaw) { return .refused("kick: \(error)") }
       return .done
     }
-    guard let layout = layout(of: ring), let map else { return .refused("ring \(index) started before it was set up") }
+    guard let layout = layout(of: ring), let map else {
+      return .refused("ring \(index) started before it was set up")
+    }
     var area: InflightArea?
     if let inflight {
       area = inflight.area(index, packed: isPacked)
@@ -94,7 +99,8 @@ extension Session {
     let log = log
     let errorLine = ring.errorLine
     let setup = QueueSetup(
-      layout: layout, features: acknowledged, map: map, inflight: area, enabled: ring.enabled, kick: ring.kickRaw,
+      layout: layout, features: acknowledged, map: map, inflight: area, enabled: ring.enabled,
+      kick: ring.kickRaw,
       call: ring.callRaw,
       onFault: { fault in
         errorLine.signal()
@@ -122,7 +128,9 @@ extension Session {
   func setEnabled(_ ring: Vring, _ value: UInt32) -> Handling {
     guard value <= 1 else { return .refused("enable with \(value), expected 0 or 1") }
     ring.enabled = value == 1
-    if ring.started, let index = rings.firstIndex(where: { $0 === ring }) { host.setEnabled(index, ring.enabled) }
+    if ring.started, let index = rings.firstIndex(where: { $0 === ring }) {
+      host.setEnabled(index, ring.enabled)
+    }
     return .done
   }
 
@@ -152,7 +160,9 @@ extension Session {
     guard !running.isEmpty else { return }
     let log = log
     let bases = host.stop(running) { waited in
-      if waited.components.seconds % 10 == 5 { log.notice("stopping: requests have been under way for \(waited)") }
+      if waited.components.seconds % 10 == 5 {
+        log.notice("stopping: requests have been under way for \(waited)")
+      }
     }
     for (index, base) in zip(running, bases) { rings[index].markStopped(at: base) }
   }

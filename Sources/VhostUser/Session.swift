@@ -71,13 +71,18 @@ final class Session {
     while true {
       var descriptors = DescriptorBag()
       do {
-        guard let header = try receive(MessageHeader.byteCount, &descriptors, atStart: true).map(MessageHeader.init)
+        guard
+          let header = try receive(MessageHeader.byteCount, &descriptors, atStart: true).map(
+            MessageHeader.init)
         else { return lastEnd }
         guard header.version == 1 else { return .dropped("message version \(header.version), expected 1") }
         guard header.size <= MessageHeader.payloadLimit else {
-          return .dropped("a payload of \(header.size) bytes, at most \(MessageHeader.payloadLimit) are possible")
+          return .dropped(
+            "a payload of \(header.size) bytes, at most \(MessageHeader.payloadLimit) are possible")
         }
-        guard let payload = try receive(Int(header.size), &descriptors, atStart: false) else { return lastEnd }
+        guard let payload = try receive(Int(header.size), &descriptors, atStart: false) else {
+          return lastEnd
+        }
         if let reason = try handle(header, payload, &descriptors) { return .dropped(reason) }
       } catch {
         return .dropped("\(error)")
@@ -119,7 +124,8 @@ final class Session {
   ) throws(HostError) -> String? {
     guard let rule = MessageRule.byRequest[header.request] else {
       // Unknown requests are no reason to leave (vhost-user, "Communication").
-      return try settle(.refused("request \(header.request) is not known"), header, owesReply: true, tolerated: true)
+      return try settle(
+        .refused("request \(header.request) is not known"), header, owesReply: true, tolerated: true)
     }
     let name = "\(rule.request)"
     guard rule.payload.accepts(payload) else { return "\(name): a payload of \(payload.count) bytes" }
@@ -197,7 +203,8 @@ final class Session {
     unsafe bytes.withUnsafeBytes { buffer in
       do throws(HostError) {
         outcome = unsafe try stream.send(
-          buffer, descriptors: descriptor.raw >= 0 ? [descriptor.raw] : [], stop: stop, timeout: Self.sendTimeout)
+          buffer, descriptors: descriptor.raw >= 0 ? [descriptor.raw] : [], stop: stop,
+          timeout: Self.sendTimeout)
       } catch {
         failure = error
       }

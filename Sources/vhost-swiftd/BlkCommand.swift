@@ -20,11 +20,13 @@ struct BlkCommand: ParsableCommand {
 
   @OptionGroup(title: "Service") var service: ServiceOptions
 
-  @Option(help: ArgumentHelp("A raw image or a block device; its size is a multiple of 512.", valueName: "path"))
+  @Option(
+    help: ArgumentHelp("A raw image or a block device; its size is a multiple of 512.", valueName: "path"))
   var blkFile: String?
 
   @Option(
-    help: ArgumentHelp("Instead of an image: a disk of this size that moves no data, to measure with.", valueName: "size"))
+    help: ArgumentHelp(
+      "Instead of an image: a disk of this size that moves no data, to measure with.", valueName: "size"))
   var nullSize: ByteSize?
 
   @Flag(help: "Refuse writes; the guest sees a read-only disk.")

@@ -33,7 +33,8 @@ struct Service {
         statistics.write(Statistics.json(device: device.identity.name, host: host, threads: threads))
       }
       if drained { for thread in threads { thread.finish() } }
-      statistics.write(Statistics.json(device: device.identity.name, host: host, threads: threads), atEnd: true)
+      statistics.write(
+        Statistics.json(device: device.identity.name, host: host, threads: threads), atEnd: true)
     } catch let error as HostError {
       throw Failure.run("\(error)")
     }
@@ -45,7 +46,8 @@ struct Service {
     while true {
       let left = deadline.map { max(.zero, $0 - .now) }
       let milliseconds = left.map { Int32(clamping: Int64($0 / .milliseconds(1)) + 1) } ?? -1
-      let ready = Poll.any([(signals.raw, .readable), (server.endDescriptor, .readable)], milliseconds: milliseconds)
+      let ready = Poll.any(
+        [(signals.raw, .readable), (server.endDescriptor, .readable)], milliseconds: milliseconds)
       if !ready[1].isEmpty {
         server.finish()
         return true
@@ -100,7 +102,9 @@ struct Service {
   private static func groupID(_ name: String) throws -> UInt32 {
     if let number = UInt32(name) { return number }
     // SAFETY: the entry is read before any other call could replace it; there is one thread yet.
-    guard let entry = unsafe getgrnam(name) else { throw Failure.usage("--socket-group '\(name)': no such group") }
+    guard let entry = unsafe getgrnam(name) else {
+      throw Failure.usage("--socket-group '\(name)': no such group")
+    }
     return unsafe entry.pointee.gr_gid
   }
 

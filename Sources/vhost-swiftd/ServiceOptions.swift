@@ -54,12 +54,14 @@ struct ServiceOptions: ParsableArguments {
   var poll = PollMode.adaptive
 
   @Option(
-    help: ArgumentHelp("At SIGTERM, how long to wait for requests under way, in seconds.", valueName: "seconds"))
+    help: ArgumentHelp(
+      "At SIGTERM, how long to wait for requests under way, in seconds.", valueName: "seconds"))
   var drainTimeout: Double = 10
 
   @Option(
     help: ArgumentHelp(
-      "Write counters as JSON to this file (-: standard output) at SIGUSR1 and at the end.", valueName: "file"))
+      "Write counters as JSON to this file (-: standard output) at SIGUSR1 and at the end.", valueName: "file"
+    ))
   var stats: String?
 
   @Option(help: "Least severe messages to log: trace, debug, info, notice, warning, error, critical.")

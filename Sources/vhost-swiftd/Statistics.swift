@@ -19,7 +19,9 @@ struct Statistics: ~Copyable {
     }
     // SAFETY: a NUL-terminated copy of the path.
     let raw = unsafe clx_open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0o644)
-    guard raw >= 0 else { throw Failure.run("cannot write statistics to '\(path)': \(HostError.text(of: errno))") }
+    guard raw >= 0 else {
+      throw Failure.run("cannot write statistics to '\(path)': \(HostError.text(of: errno))")
+    }
     file = OwnedFD(adopting: raw)
   }
 
@@ -40,7 +42,8 @@ struct Statistics: ~Copyable {
     let queues = host.counters.enumerated().compactMap { index, counters -> String? in
       let values = counters.snapshot
       guard values.contains(where: { $0.value != 0 }) else { return nil }
-      return "{" + (["\"index\":\(index)"] + values.map { "\"\($0.name)\":\($0.value)" }).joined(separator: ",") + "}"
+      return "{"
+        + (["\"index\":\(index)"] + values.map { "\"\($0.name)\":\($0.value)" }).joined(separator: ",") + "}"
     }
     let loops = threads.map { thread in "{\"sleeps\":\(thread.sleeps)}" }
     return "{\"device\":\"\(device)\",\"threads\":[\(loops.joined(separator: ","))],"

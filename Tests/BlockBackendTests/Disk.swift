@@ -45,7 +45,8 @@ final class Disk {
       generation: 1,
       regions: [
         GuestRegion(
-          guestAddress: TinyQueue.guestBase, size: UInt64(queue.memory.length), userAddress: TinyQueue.userBase,
+          guestAddress: TinyQueue.guestBase, size: UInt64(queue.memory.length),
+          userAddress: TinyQueue.userBase,
           host: queue.memory.base, owner: queue.memory)
       ])
     let failure = host.start(

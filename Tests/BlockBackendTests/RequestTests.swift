@@ -12,7 +12,8 @@ struct RequestTests {
     let disk = try Disk()
     let answer = try disk.request(0, sector: 7, data: 1024)
     #expect(answer == (0, 1025))
-    #expect(disk.bytes(disk.data, 1024) == [UInt8](repeating: 7, count: 512) + [UInt8](repeating: 8, count: 512))
+    #expect(
+      disk.bytes(disk.data, 1024) == [UInt8](repeating: 7, count: 512) + [UInt8](repeating: 8, count: 512))
   }
 
   @Test("a write changes exactly its sectors")
@@ -93,7 +94,9 @@ struct RequestTests {
     memcpy(disk.queue.pointer(at), disk.queue.pointer(disk.header), 16)
     disk.fill(at + 16, 1024, 0x5a)
     #expect(
-      try disk.send([(at, 16 + 7, false), (at + 23, 500, false), (at + 523, 517, false), (disk.status, 1, true)]) == 1)
+      try disk.send([
+        (at, 16 + 7, false), (at + 23, 500, false), (at + 523, 517, false), (disk.status, 1, true),
+      ]) == 1)
     #expect(disk.statusByte == 0)
     #expect(disk.contents[11 * 512..<13 * 512] == Data(repeating: 0x5a, count: 1024))
   }
@@ -101,7 +104,8 @@ struct RequestTests {
   @Test(
     "BK03 nothing past the end of the disk is touched",
     arguments: [
-      (UInt64(Disk.sectors), 512), (UInt64(Disk.sectors - 1), 1024), (UInt64.max, 512), (UInt64.max / 512, 512),
+      (UInt64(Disk.sectors), 512), (UInt64(Disk.sectors - 1), 1024), (UInt64.max, 512),
+      (UInt64.max / 512, 512),
       (UInt64(1) << 55, 512), ((UInt64(1) << 55) - 1, 1024),
     ])
   func pastTheEnd(sector: UInt64, length: Int) throws {
@@ -167,7 +171,9 @@ struct RequestTests {
     let disk = try Disk(serial: "abc")
     disk.writeHeader(8, sector: 0)
     #expect(
-      try disk.send([(disk.header, 16, false), (disk.data, 2, true), (disk.data + 100, 18, true), (disk.status, 1, true)])
+      try disk.send([
+        (disk.header, 16, false), (disk.data, 2, true), (disk.data + 100, 18, true), (disk.status, 1, true),
+      ])
         == 21)
     #expect(disk.bytes(disk.data, 2) + disk.bytes(disk.data + 100, 3) == Array("abc".utf8) + [0, 0])
   }

@@ -40,7 +40,8 @@ struct RunnerTests {
       generation: 1,
       regions: [
         GuestRegion(
-          guestAddress: TinyQueue.guestBase, size: UInt64(queue.memory.length), userAddress: TinyQueue.userBase,
+          guestAddress: TinyQueue.guestBase, size: UInt64(queue.memory.length),
+          userAddress: TinyQueue.userBase,
           host: queue.memory.base, owner: queue.memory)
       ])
   }

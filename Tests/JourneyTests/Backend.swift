@@ -66,7 +66,8 @@ final class Image {
 
   func device(readOnly: Bool = false, queues: Int = 4) throws -> BlockDevice {
     BlockDevice(
-      image: try BlockImage(path: path, readOnly: readOnly), options: .init(serial: "journey", queueLimit: queues))
+      image: try BlockImage(path: path, readOnly: readOnly),
+      options: .init(serial: "journey", queueLimit: queues))
   }
 
   func bytes(sector: Int, count: Int) throws -> [UInt8] {

@@ -12,11 +12,15 @@ struct RingKind: CustomStringConvertible, Sendable {
   var eventIndex: Bool
   var size: UInt16
 
-  var description: String { "\(packed ? "packed" : "split") ring of \(size)\(eventIndex ? ", event index" : "")" }
+  var description: String {
+    "\(packed ? "packed" : "split") ring of \(size)\(eventIndex ? ", event index" : "")"
+  }
 
   static let all: [RingKind] = [
-    RingKind(packed: false, eventIndex: true, size: 128), RingKind(packed: false, eventIndex: false, size: 128),
-    RingKind(packed: false, eventIndex: true, size: 4), RingKind(packed: false, eventIndex: true, size: 32768),
+    RingKind(packed: false, eventIndex: true, size: 128),
+    RingKind(packed: false, eventIndex: false, size: 128),
+    RingKind(packed: false, eventIndex: true, size: 4),
+    RingKind(packed: false, eventIndex: true, size: 32768),
     RingKind(packed: true, eventIndex: true, size: 128), RingKind(packed: true, eventIndex: false, size: 128),
     RingKind(packed: true, eventIndex: true, size: 5), RingKind(packed: true, eventIndex: true, size: 1000),
   ]
@@ -75,13 +79,16 @@ struct DiskJourneys {
     #expect(try disk.arena.damagedGuards().isEmpty)
   }
 
-  @Test("every front-end's order of messages works", arguments: [Habit.plain, .qemu72, .cloudHypervisor, .crosvm, .libblkio], [false, true])
+  @Test(
+    "every front-end's order of messages works",
+    arguments: [Habit.plain, .qemu72, .cloudHypervisor, .crosvm, .libblkio], [false, true])
   func habits(habit: Habit, packed: Bool) throws {
     let image = try Image()
     let backend = try Backend(try image.device())
     for round in 0..<3 {
       let disk = try BlockDriver(
-        path: backend.socket, RingKind(packed: packed, eventIndex: true, size: 128).options(queues: 2, habit: habit))
+        path: backend.socket,
+        RingKind(packed: packed, eventIndex: true, size: 128).options(queues: 2, habit: habit))
       let data = [UInt8](repeating: UInt8(round + 1), count: 4096)
       try disk.write(sector: 64, data, queue: 1)
       #expect(try disk.read(sector: 64, bytes: 4096, queue: 0) == data)
