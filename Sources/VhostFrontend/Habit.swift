@@ -121,9 +121,8 @@ public enum Habit: String, CaseIterable, Sendable {
   /// The size of its GET_CONFIG for a disk.
   public var configBytes: UInt32 {
     switch self {
-    case .plain, .libblkio, .crosvm: 60
+    case .plain, .libblkio, .crosvm, .cloudHypervisor: 60
     case .qemu72: 57
-    case .cloudHypervisor: 96
     }
   }
 }

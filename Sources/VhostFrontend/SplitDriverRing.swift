@@ -81,6 +81,9 @@ import CLinux
     (counted, fault, broken) = (RingCounters(), nil, false)
     unsafe clx_store_relaxed_u16(available + 2, start)
     unsafe clx_store_relaxed_u16(used + 2, start)
+    // As after a life before: both sides asked to be told of what comes next.
+    unsafe clx_store_relaxed_u16(available + (4 + 2 * count), start)
+    unsafe clx_store_relaxed_u16(used + (4 + 8 * count), start)
     clx_fence_full()
   }
 
