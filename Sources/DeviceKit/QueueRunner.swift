@@ -62,6 +62,7 @@ final class QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: Qu
   @usableFromInline
   init(ring: consuming R, worker: consuming W, place: RunnerPlace) {
     let stem = Token(.work, seat: place.seat, epoch: place.epoch)
+    // SAFETY: the place is the thread's own; its ring outlives the runner.
     io = unsafe QueueIO(ring: ring, uring: place.uring, stem: stem, counters: place.counters)
     self.worker = worker
     line = CallLine(place: place)

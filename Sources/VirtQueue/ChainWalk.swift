@@ -55,7 +55,8 @@ extension SlotTable {
     }
     // An empty buffer says nothing; the specification does not forbid it.
     if length == 0 { return nil }
-    let total = unsafe UInt64(slot.pointee.readableBytes) + UInt64(slot.pointee.writableBytes) + UInt64(length)
+    let total =
+      unsafe UInt64(slot.pointee.readableBytes) + UInt64(slot.pointee.writableBytes) + UInt64(length)
     if total > UInt64(UInt32.max) { return .chainTooLarge }
     if writable {
       unsafe slot.pointee.writableBytes &+= length
@@ -102,7 +103,9 @@ extension SlotTable {
         return unsafe place(nil, Int(left), writable: writable, in: slot)
       }
       // SAFETY: the piece is in guest memory; its count is between 1 and `left`.
-      if let fault = unsafe place(piece.start, Int(piece.count), writable: writable, in: slot) { return fault }
+      if let fault = unsafe place(piece.start, Int(piece.count), writable: writable, in: slot) {
+        return fault
+      }
       left -= unsafe piece.count
       // Wraps only past the last region, where the next look-up finds a hole or a region at 0 that the driver named.
       let (next, wrapped) = unsafe at.addingReportingOverflow(piece.count)
@@ -126,16 +129,17 @@ extension SlotTable {
     // A split table may be longer than the chain in it; a packed one is the chain.
     guard entries <= 32768 else { return .indirectLength(byteCount) }
     if sequential, entries > descriptorLimit { return .chainTooLong(limit: descriptorLimit) }
-    var cursor = unsafe TableCursor(view: view, address: address, byteCount: byteCount)
+    var cursor = TableCursor(view: view, address: address, byteCount: byteCount)
     var index: UInt32 = 0
     var seen = alreadySeen
     while true {
-      guard let descriptor = unsafe cursor.entry(index) else { return .indirectUnmapped(address) }
+      guard let descriptor = cursor.entry(index) else { return .indirectUnmapped(address) }
       seen += 1
       if seen > descriptorLimit { return .chainTooLong(limit: descriptorLimit) }
       // A packed entry has its flags last, {length, id, flags}, and only WRITE counts (virtio 1.3 §2.8.7).
       let flags = sequential ? descriptor.next : descriptor.flags
       if flags & DescriptorFlag.indirect != 0, !sequential { return .indirectNested }
+      // SAFETY: the slot is the caller's; `append` checks all that the descriptor says.
       if let fault = unsafe append(
         descriptor.address, descriptor.length, writable: flags & DescriptorFlag.write != 0, to: slot,
         sawWritable: &sawWritable)
@@ -151,48 +155,5 @@ extension SlotTable {
         if index >= entries { return .nextOutOfRange(descriptor.next, table: entries) }
       }
     }
-  }
-}
-
-/// Reads entries of an indirect table, each once, also where the table lies over several regions.
-@unsafe @usableFromInline struct TableCursor {
-  private let view: MemoryView
-  private let address: UInt64
-  /// The whole table, where it is in one region.
-  private let flat: UnsafeMutableRawPointer?
-  private var hint = 0
-
-  @usableFromInline init(view: MemoryView, address: UInt64, byteCount: UInt32) {
-    unsafe self.view = view
-    unsafe self.address = address
-    if let piece = unsafe view.piece(at: address, upTo: UInt64(byteCount), hint: &hint),
-      unsafe piece.count == UInt64(byteCount)
-    {
-      unsafe flat = unsafe piece.start
-    } else {
-      unsafe flat = nil
-    }
-  }
-
-  /// Entry `index`, which must be below the table's length; nil where it is not wholly in guest memory.
-  @usableFromInline mutating func entry(_ index: UInt32) -> SplitDescriptor? {
-    let offset = UInt64(index) * 16
-    // SAFETY: index is below the table's length, all of which `flat` covers.
-    if let flat = unsafe flat { return unsafe SplitDescriptor(at: flat + Int(offset)) }
-    var words: (UInt64, UInt64) = (0, 0)
-    // SAFETY: each piece is in guest memory and no longer than what is left of the 16 bytes.
-    let whole = unsafe withUnsafeMutableBytes(of: &words) { bytes in
-      var done = 0
-      while done < 16 {
-        let (at, overflow) = unsafe address.addingReportingOverflow(offset + UInt64(done))
-        guard !overflow, let base = bytes.baseAddress,
-          let piece = unsafe view.piece(at: at, upTo: UInt64(16 - done), hint: &hint)
-        else { return false }
-        unsafe clx_copy_once(base + done, piece.start, UInt(piece.count))
-        done += unsafe Int(piece.count)
-      }
-      return true
-    }
-    return whole ? SplitDescriptor(address: words.0, rest: words.1) : nil
   }
 }

@@ -14,6 +14,7 @@ import CLinux
   /// Where the front-end sees it: ring addresses arrive in this space (vhost-user "user address").
   public let userAddress: UInt64
   /// Where this process sees `guestAddress`.
+  // SAFETY: `size` bytes, mapped as long as `owner` lives (promised to `init`).
   public nonisolated(unsafe) let host: UnsafeMutableRawPointer
   /// Keeps the mapping behind `host` alive; unmaps it when the last map that names the region is gone.
   public let owner: any AnyObject & Sendable
@@ -122,6 +123,7 @@ public enum MemoryMapError: Error, Equatable, Sendable {
 
 /// A run of bytes that is contiguous in this process.
 @unsafe public struct HostPiece {
+  // SAFETY: `count` bytes at `start` are of one region of the map that was asked.
   public let start: UnsafeMutableRawPointer
   public let count: UInt64
   @inlinable init(start: UnsafeMutableRawPointer, count: UInt64) {

@@ -43,6 +43,11 @@
     (flags & Self.available != 0) == wrap && (flags & Self.used != 0) != wrap
   }
 
+  /// Used, under this wrap counter.
+  func isUsed(_ wrap: Bool) -> Bool {
+    (flags & Self.available != 0) == wrap && (flags & Self.used != 0) == wrap
+  }
+
   /// What the device writes: WRITE says that `length` bytes were written; both marks equal the wrap counter.
   @inlinable init(used id: UInt16, length: UInt32, wrap: Bool) {
     let marks: UInt16 = wrap ? Self.available | Self.used : 0

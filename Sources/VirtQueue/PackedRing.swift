@@ -63,10 +63,10 @@ import CLinux
       let start = found.used ?? used
       var next = start
       next.advance(by: UInt16(found.descriptorCount), size: layout.size)
-      let log = PackedInflight(
-        area, size: layout.size, unfinished: found.unfinished, freeHead: found.freeHead)
+      let log = PackedInflight(found, size: layout.size)
       unsafe self.init(
-        layout, map: map, areas: areas, available: found.used == nil ? available : next, used: start, inflight: log)
+        layout, map: map, areas: areas, available: found.used == nil ? available : next, used: start,
+        inflight: log)
     } catch {
       throw .badInflight(error)
     }
@@ -99,7 +99,8 @@ import CLinux
 
   private static func areas(of layout: RingLayout, in map: GuestMemoryMap) throws(RingLayoutError) -> Areas {
     guard
-      let ring = unsafe map.ringArea(at: layout.descriptorArea, length: 16 * UInt64(layout.size), alignment: 16)
+      let ring = unsafe map.ringArea(
+        at: layout.descriptorArea, length: 16 * UInt64(layout.size), alignment: 16)
     else { throw .badArea(name: "descriptor", address: layout.descriptorArea) }
     guard let driver = unsafe map.ringArea(at: layout.driverArea, length: 4, alignment: 4) else {
       throw .badArea(name: "driver event", address: layout.driverArea)
@@ -309,7 +310,8 @@ import CLinux
     batchStart = nextUsed
     for i in 0..<pending.count {
       let id = UInt16(truncatingIfNeeded: pending[i])
-      let word = PackedWord(used: id, length: UInt32(truncatingIfNeeded: pending[i] >> 32), wrap: nextUsed.wrap)
+      let word = PackedWord(
+        used: id, length: UInt32(truncatingIfNeeded: pending[i] >> 32), wrap: nextUsed.wrap)
       let place = unsafe descriptors + 16 * Int(nextUsed.index) + 8
       nextUsed.advance(by: UInt16(truncatingIfNeeded: pending[i] >> 16), size: size)
       inflight.prepare(id: id, next: nextUsed)

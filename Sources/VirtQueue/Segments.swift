@@ -102,7 +102,8 @@ import Glibc
 extension Segments {
   /// A value of a trivial type, each byte read once, `offset` bytes in; nil where the segments end before it does.
   @inlinable @inline(__always)
-  public func load<T: BitwiseCopyable & ExpressibleByIntegerLiteral>(_ type: T.Type, at offset: Int = 0) -> T? {
+  public func load<T: BitwiseCopyable & ExpressibleByIntegerLiteral>(_ type: T.Type, at offset: Int = 0) -> T?
+  {
     var value: T = 0
     // SAFETY: the buffer is the local value.
     let done = unsafe withUnsafeMutableBytes(of: &value) { unsafe copyOut(to: $0, from: offset) }

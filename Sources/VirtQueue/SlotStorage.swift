@@ -42,7 +42,9 @@ import Glibc
     for i in 0...Int(size) where unsafe slots[i].capacity != UInt32(SlotTable.ownSegments) {
       unsafe slots[i].segments.deallocate()
     }
-    for i in unsafe spare.indices { while let array = unsafe spare[i].popLast() { unsafe array.deallocate() } }
+    for i in unsafe spare.indices {
+      while let array = unsafe spare[i].popLast() { unsafe array.deallocate() }
+    }
     unsafe (slots - 1).deallocate()
     unsafe arrays.deallocate()
   }

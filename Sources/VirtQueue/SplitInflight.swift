@@ -53,7 +53,9 @@ import CLinux
   ) throws(InflightError) -> [(head: UInt16, counter: UInt64)] {
     let count = area.descriptorCount
     let needed = 16 + 16 * Int(count)
-    guard count >= size, area.byteCount >= needed else { throw .tooSmall(bytes: area.byteCount, needed: needed) }
+    guard count >= size, area.byteCount >= needed else {
+      throw .tooSmall(bytes: area.byteCount, needed: needed)
+    }
     // SAFETY: every access is below `needed`: heads are checked against `count`.
     let base = unsafe area.base
     switch unsafe clx_load_relaxed_u16(base + 8) {

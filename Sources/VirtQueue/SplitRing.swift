@@ -92,10 +92,12 @@ import CLinux
     guard let d = unsafe map.ringArea(at: layout.descriptorArea, length: 16 * count, alignment: 16) else {
       throw .badArea(name: "descriptor", address: layout.descriptorArea)
     }
-    guard let a = unsafe map.ringArea(at: layout.driverArea, length: 4 + 2 * count + event, alignment: 2) else {
+    guard let a = unsafe map.ringArea(at: layout.driverArea, length: 4 + 2 * count + event, alignment: 2)
+    else {
       throw .badArea(name: "available", address: layout.driverArea)
     }
-    guard let u = unsafe map.ringArea(at: layout.deviceArea, length: 4 + 8 * count + event, alignment: 4) else {
+    guard let u = unsafe map.ringArea(at: layout.deviceArea, length: 4 + 8 * count + event, alignment: 4)
+    else {
       throw .badArea(name: "used", address: layout.deviceArea)
     }
     return unsafe (d, a, u)
