@@ -16,8 +16,7 @@ struct Deadline {
     let whole = UInt64(seconds).multipliedReportingOverflow(by: 1_000_000_000)
     let part = whole.partialValue.addingReportingOverflow(UInt64(attoseconds / 1_000_000_000))
     let sum = part.partialValue.addingReportingOverflow(Self.now)
-    end =
-      whole.overflow || part.overflow || sum.overflow || sum.partialValue > Int64.max ? nil : sum.partialValue
+    end = whole.overflow || part.overflow || sum.overflow ? nil : sum.partialValue
   }
 
   private static var now: UInt64 {

@@ -119,11 +119,13 @@ extension UnixListener {
   private static func isStale(_ path: String, _ address: UnixAddress) throws(HostError) -> Bool {
     guard let file = try SocketFile(at: path) else { return false }
     guard file.isSocket else { throw .notASocket(path: path) }
-    // Only a refusal says that nobody has it open any more: a full backlog (EAGAIN), another kind of socket
-    // (EPROTOTYPE) and missing permission (EACCES) all may be somebody's.
+    // Only a refusal says that nobody has it open any more: a full backlog (EAGAIN) and one of another kind
+    // (EPROTOTYPE) are somebody's.
     switch address.connect(try UnixAddress.socket()) {
     case ECONNREFUSED: return true
     case ENOENT: return false
+    case EACCES:
+      throw .system(call: "socket '\(path)' is there and cannot be asked whether it is stale", code: EACCES)
     default: throw .pathInUse(path: path)
     }
   }
@@ -148,6 +150,7 @@ extension UnixListener {
     var code: Int32 = EADDRINUSE
     for _ in 0..<100 where code == EADDRINUSE {
       let name = draftName(beside: path)
+      if name == path { continue }
       code = try UnixAddress(name).bind(socket)
       if code == 0 { return name }
     }
