@@ -48,6 +48,10 @@ public final class BlockDriver {
     self.options = options
     device = DeviceDriver(connection, arena: memory, options.driver)
     try device.connect()
+    let required = options.driver.habit.requiredProtocolFeatures
+    guard options.driver.protocolFeatures != nil || device.protocolFeatures & required == required else {
+      throw .notOffered(feature: "protocol features \(required & ~device.protocolFeatures)")
+    }
     config = DiskConfig(device.config)
     try device.start()
     for queue in device.queues {

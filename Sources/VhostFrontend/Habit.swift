@@ -118,6 +118,15 @@ public enum Habit: String, CaseIterable, Sendable {
     }
   }
 
+  /// Those it does not do without for a disk.
+  public var requiredProtocolFeatures: UInt64 {
+    switch self {
+    case .plain, .crosvm: 0
+    case .qemu72, .cloudHypervisor: ProtocolBits.config
+    case .libblkio: ProtocolBits.replyAck | ProtocolBits.config | ProtocolBits.configureMemSlots
+    }
+  }
+
   /// The size of its GET_CONFIG for a disk.
   public var configBytes: UInt32 {
     switch self {
