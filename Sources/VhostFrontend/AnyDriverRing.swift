@@ -1,7 +1,7 @@
 // A driver's ring whose kind is found out by negotiation. Held by QueueDriver and BlockQueue. One thread.
 
-/// Either kind of ring behind one reference. A loop that counts nanoseconds takes the kind out once, by `withSplit` or
-/// `withPacked`; tests reach the raw moves the same way.
+/// Either kind of ring behind one reference. A loop that counts nanoseconds takes the kind out once, by
+/// `withSplit` or `withPacked`; tests reach the raw moves the same way.
 public final class AnyDriverRing: DriverRing {
   public let isPacked: Bool
   public let size: UInt16
@@ -14,7 +14,8 @@ public final class AnyDriverRing: DriverRing {
     try self.init(options, packed: false, in: arena)
   }
 
-  public init(_ options: DriverRingOptions, packed isPacked: Bool, in arena: GuestArena) throws(FrontendError) {
+  public init(_ options: DriverRingOptions, packed isPacked: Bool, in arena: GuestArena) throws(FrontendError)
+  {
     self.isPacked = isPacked
     size = options.size
     if isPacked {
@@ -52,7 +53,9 @@ public final class AnyDriverRing: DriverRing {
 
   public var base: UInt32 { (isPacked ? packed?.base : split?.base) ?? 0 }
   public var baseOfUsed: UInt32 { (isPacked ? packed?.baseOfUsed : split?.baseOfUsed) ?? 0 }
-  @inlinable public var freeDescriptors: Int { (isPacked ? packed?.freeDescriptors : split?.freeDescriptors) ?? 0 }
+  @inlinable public var freeDescriptors: Int {
+    (isPacked ? packed?.freeDescriptors : split?.freeDescriptors) ?? 0
+  }
   @inlinable public var inFlight: Int { (isPacked ? packed?.inFlight : split?.inFlight) ?? 0 }
   public var counters: RingCounters { (isPacked ? packed?.counters : split?.counters) ?? RingCounters() }
   public var fault: RingFault? { isPacked ? packed?.fault : split?.fault }
@@ -64,7 +67,9 @@ public final class AnyDriverRing: DriverRing {
     add(chain.span, table: table)
   }
   @inlinable public func publish() { if isPacked { packed?.publish() } else { split?.publish() } }
-  @inlinable public func needsKick() -> Bool { (isPacked ? packed?.needsKick() : split?.needsKick()) ?? false }
+  @inlinable public func needsKick() -> Bool {
+    (isPacked ? packed?.needsKick() : split?.needsKick()) ?? false
+  }
   @inlinable public func poll() -> UsedChain? { (isPacked ? packed?.poll() : split?.poll()) ?? nil }
   @inlinable public func arm(after more: UInt16) -> Bool {
     (isPacked ? packed?.arm(after: more) : split?.arm(after: more)) ?? true

@@ -1,4 +1,5 @@
-// One piece of guest memory: what a test asks for, and the mapping made of it. Used by GuestArena; any thread.
+// One piece of guest memory: what a test asks for, and the mapping made of it. Used by GuestArena; any
+// thread.
 
 import CLinux
 import Glibc
@@ -35,7 +36,8 @@ public struct ArenaRegion: Equatable, Sendable {
     let start = unsafe mmap(nil, reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
     guard let start = unsafe start, unsafe start != MAP_FAILED else { throw .last("mmap") }
     let misfit = Int(bitPattern: start) % page
-    // SAFETY: at least one page after `start`, with `length` and one page more behind it, all of it reserved above.
+    // SAFETY: at least one page after `start`, with `length` and one page more behind it, all of it reserved
+    // above.
     let inside = unsafe start + (misfit == 0 ? page : 2 * page - misfit)
     let mapped = unsafe mmap(
       inside, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, descriptor.raw,

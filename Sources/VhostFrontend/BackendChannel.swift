@@ -1,5 +1,5 @@
-// The front-end's end of the socket a back-end asks through (SET_BACKEND_REQ_FD). One thread, which may be another than
-// the connection's.
+// The front-end's end of the socket a back-end asks through (SET_BACKEND_REQ_FD). One thread, which may be
+// another than the connection's.
 
 import CLinux
 import Glibc
@@ -27,7 +27,8 @@ public final class BackendChannel {
     let header = message.header
     guard header.flags & ~WireHeader.needReply == WireHeader.version else {
       throw .badReply(
-        request: header.request, field: "flags", value: UInt64(header.flags), expected: UInt64(WireHeader.version))
+        request: header.request, field: "flags", value: UInt64(header.flags),
+        expected: UInt64(WireHeader.version))
     }
     return BackendMessage(
       request: BackendRequest(rawValue: header.request), flags: header.flags, payload: message.payload,
@@ -37,7 +38,8 @@ public final class BackendChannel {
   /// Answers a message that needs it; 0 is good.
   public func reply(to message: BackendMessage, value: UInt64 = 0) throws(FrontendError) {
     try connection.sendRaw(
-      request: message.request.rawValue, flags: WireHeader.replyFlags, payload: FrontendConnection.number(value))
+      request: message.request.rawValue, flags: WireHeader.replyFlags,
+      payload: FrontendConnection.number(value))
   }
 
   /// Waits until the back-end has closed its end.

@@ -1,5 +1,6 @@
-// A driver of virtio-blk: a DeviceDriver with its queues as BlockQueues, and the requests as calls that block. What
-// journeys, the load generator and other programs begin with. One thread; each queue may have its own.
+// A driver of virtio-blk: a DeviceDriver with its queues as BlockQueues, and the requests as calls that
+// block. What journeys, the load generator and other programs begin with. One thread; each queue may have its
+// own.
 
 /// How a disk is to be driven.
 public struct DiskOptions: Sendable {
@@ -39,7 +40,8 @@ public final class BlockDriver {
   /// What GET_CONFIG gave when the dialogue began, or at the last `refreshConfig`.
   public private(set) var config = DiskConfig([])
 
-  /// Negotiates over a connection and starts all queues. Without an arena one of `options.arenaBytes()` is made.
+  /// Negotiates over a connection and starts all queues. Without an arena one of `options.arenaBytes()` is
+  /// made.
   public init(
     _ connection: FrontendConnection, arena: GuestArena? = nil, _ options: DiskOptions = DiskOptions()
   ) throws(FrontendError) {
@@ -95,7 +97,8 @@ public final class BlockDriver {
     var data: [UInt8] = []
     while data.count < bytes {
       let part = DiskRequest.read(
-        sector: sector + UInt64(data.count / 512), bytes: min(bytes - data.count, options.dataBytes / 512 * 512))
+        sector: sector + UInt64(data.count / 512),
+        bytes: min(bytes - data.count, options.dataBytes / 512 * 512))
       data += try succeed(part, framing, queue: queue).input
     }
     return data

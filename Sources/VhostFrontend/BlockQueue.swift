@@ -1,5 +1,6 @@
-// One queue of a virtio-blk device: slots with a header, a data buffer and a status each, and requests in them. The first
-// half is the fast path of load generators, without an allocation; the rest takes requests in any framing. One thread.
+// One queue of a virtio-blk device: slots with a header, a data buffer and a status each, and requests in
+// them. The first half is the fast path of load generators, without an allocation; the rest takes requests in
+// any framing. One thread.
 
 import CLinux
 
@@ -10,8 +11,8 @@ import CLinux
   public let dataBytes: Int
   private let arena: GuestArena
 
-  // A slot's control line: header at 0, status at 16. Lines of all slots lie side by side, so that they do not fall into
-  // one set of the cache, as they would a page apart.
+  // A slot's control line: header at 0, status at 16. Lines of all slots lie side by side, so that they do
+  // not fall into one set of the cache, as they would a page apart.
   @usableFromInline static let line = 64
   @usableFromInline let control: UInt64
   // SAFETY: `depth` control lines in a region of `arena`, which is held.
@@ -19,7 +20,8 @@ import CLinux
   // A slot's data begins on a page, with room before it for a header and behind it for a status and a guard.
   @usableFromInline let firstData: UInt64
   @usableFromInline let stride: Int
-  // SAFETY: initialised, freed in deinit: `depth` free slots as a stack, and the slot of each of the ring's tokens.
+  // SAFETY: initialised, freed in deinit: `depth` free slots as a stack, and the slot of each of the ring's
+  // tokens.
   @usableFromInline let freeSlots: UnsafeMutablePointer<UInt16>
   @usableFromInline let slotOfToken: UnsafeMutablePointer<UInt16>
   @usableFromInline var freeCount: Int
@@ -63,8 +65,8 @@ import CLinux
 
   // MARK: The fast path
 
-  /// Adds a request whose data is the slot's buffer; it is not shown before `publish`. nil: no slot, or no room in the
-  /// ring. The data of a slot stays as it is until the slot is given out again.
+  /// Adds a request whose data is the slot's buffer; it is not shown before `publish`. nil: no slot, or no
+  /// room in the ring. The data of a slot stays as it is until the slot is given out again.
   @inlinable public func submit(type: UInt32, sector: UInt64, bytes: Int, deviceWrites: Bool) -> UInt16? {
     guard freeCount > 0, bytes <= dataBytes else { return nil }
     // SAFETY: the stack has `freeCount` elements; a slot is below `depth`, and so is its control line.
@@ -80,7 +82,8 @@ import CLinux
     let token: UInt16?
     if bytes > 0 {
       let chain: InlineArray<3, DescriptorSpec> = [
-        DescriptorSpec(address, 16), DescriptorSpec(dataAddress(of: slot), length, write: deviceWrites), status,
+        DescriptorSpec(address, 16), DescriptorSpec(dataAddress(of: slot), length, write: deviceWrites),
+        status,
       ]
       token = queue.ring.add(chain.span)
     } else {

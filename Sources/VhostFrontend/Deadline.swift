@@ -1,4 +1,5 @@
-// A point in time no wait of this library goes beyond. Made at the start of a call from its timeout; any thread.
+// A point in time no wait of this library goes beyond. Made at the start of a call from its timeout; any
+// thread.
 
 import CLinux
 import Glibc
@@ -45,7 +46,9 @@ struct Deadline: Sendable {
   func wait(for events: Int32, on first: Int32, and second: Int32) -> (Int32, Int32) {
     let wanted = Int16(truncatingIfNeeded: events)
     while true {
-      var entries = (pollfd(fd: first, events: wanted, revents: 0), pollfd(fd: second, events: wanted, revents: 0))
+      var entries = (
+        pollfd(fd: first, events: wanted, revents: 0), pollfd(fd: second, events: wanted, revents: 0)
+      )
       // SAFETY: a homogeneous tuple of two is laid out as an array of two.
       let count = unsafe withUnsafeMutableBytes(of: &entries) { bytes in
         unsafe poll(bytes.baseAddress?.assumingMemoryBound(to: pollfd.self), 2, milliseconds)

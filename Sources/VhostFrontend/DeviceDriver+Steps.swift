@@ -1,4 +1,5 @@
-// What each step of a habit's dialogue sends, and what it remembers of the answer. Called by DeviceDriver; its thread.
+// What each step of a habit's dialogue sends, and what it remembers of the answer. Called by DeviceDriver;
+// its thread.
 
 extension DeviceDriver {
   private func has(_ bit: UInt64) -> Bool { protocolFeatures & bit != 0 }
@@ -12,7 +13,8 @@ extension DeviceDriver {
       offeredProtocolFeatures = try connection.getProtocolFeatures()
     case .setProtocolFeatures:
       guard offeredFeatures & VirtioBits.protocolFeatures != 0 else { return }
-      protocolFeatures = offeredProtocolFeatures & (options.protocolFeatures ?? options.habit.protocolFeatures)
+      protocolFeatures =
+        offeredProtocolFeatures & (options.protocolFeatures ?? options.habit.protocolFeatures)
       try connection.setProtocolFeatures(protocolFeatures).accepted(.setProtocolFeatures)
     case .setOwner: try connection.setOwner().accepted(.setOwner)
     case .setFeatures: try connection.setFeatures(features).accepted(.setFeatures)
@@ -72,7 +74,8 @@ extension DeviceDriver {
         queueCount: UInt16(truncatingIfNeeded: options.queues), queueSize: options.queueSize)
     }
     guard let inflight else { return }
-    try connection.setInflightFD(inflight.description, descriptor: inflight.descriptor.raw).accepted(.setInflightFD)
+    try connection.setInflightFD(inflight.description, descriptor: inflight.descriptor.raw).accepted(
+      .setInflightFD)
   }
 
   private func shareMemory(slots: Bool) throws(FrontendError) {

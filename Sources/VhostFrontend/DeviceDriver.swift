@@ -1,6 +1,6 @@
-// A driver of any device: negotiates as a chosen front-end does, shows the memory, starts the queues, stops and resumes
-// them, and comes back after a lost connection. Tests of devices without a driver of their own use it directly;
-// BlockDriver builds on it. One thread, the queues' own threads aside.
+// A driver of any device: negotiates as a chosen front-end does, shows the memory, starts the queues, stops
+// and resumes them, and comes back after a lost connection. Tests of devices without a driver of their own
+// use it directly; BlockDriver builds on it. One thread, the queues' own threads aside.
 
 /// How a device is to be driven.
 public struct DriverOptions: Sendable {
@@ -53,8 +53,8 @@ public final class DeviceDriver {
   public internal(set) var backendChannel: BackendChannel?
   /// The region that outlives a back-end; nil where there is none.
   public internal(set) var inflight: (description: WireInflight, descriptor: FrontendDescriptor)?
-  /// Where each ring stands for the next start, as SET_VRING_BASE names it.
-  public internal(set) var bases: [UInt32] = []
+  /// Where each ring stands for the next start, as SET_VRING_BASE names it. A stop sets it; tests may, too.
+  public var bases: [UInt32] = []
   public internal(set) var isRunning = false
 
   /// Regions the back-end has, while CONFIGURE_MEM_SLOTS is used.
@@ -63,7 +63,8 @@ public final class DeviceDriver {
   var masked: [Doorbell] = []
 
   /// Nothing is sent yet: `connect` and `start` do that.
-  public init(_ connection: FrontendConnection, arena: GuestArena, _ options: DriverOptions = DriverOptions()) {
+  public init(_ connection: FrontendConnection, arena: GuestArena, _ options: DriverOptions = DriverOptions())
+  {
     self.connection = connection
     self.arena = arena
     self.options = options
@@ -113,8 +114,8 @@ public final class DeviceDriver {
     if !options.withoutKick, queues[index].ring.inFlight > 0 { queues[index].kick.ring() }
   }
 
-  /// Goes on with another connection after the last one, or its back-end, is gone: negotiates anew, hands the inflight
-  /// region over, and starts the same rings from what was used so far. Take all used chains first.
+  /// Goes on with another connection after the last one, or its back-end, is gone: negotiates anew, hands the
+  /// inflight region over, and starts the same rings from what was used so far. Take all used chains first.
   public func reconnect(_ connection: FrontendConnection) throws(FrontendError) {
     self.connection.disconnect()
     self.connection = connection
@@ -123,7 +124,9 @@ public final class DeviceDriver {
     backendChannel = nil
     let acknowledged = features
     try connect()
-    guard features & acknowledged == acknowledged else { throw .notOffered(feature: "what was offered before") }
+    guard features & acknowledged == acknowledged else {
+      throw .notOffered(feature: "what was offered before")
+    }
     bases = queues.map(\.ring.baseOfUsed)
     try start()
   }
@@ -137,7 +140,8 @@ public final class DeviceDriver {
     let packed = features & VirtioBits.packed != 0
     let ring = DriverRingOptions(
       size: options.queueSize, eventIndex: features & VirtioBits.eventIndex != 0,
-      indirectCapacity: features & VirtioBits.indirect != 0 ? options.indirectCapacity : 0, start: options.start)
+      indirectCapacity: features & VirtioBits.indirect != 0 ? options.indirectCapacity : 0,
+      start: options.start)
     for index in 0..<options.queues {
       let queue = try QueueDriver(
         index: UInt32(index), ring, packed: packed, in: arena, timeout: options.timeout)

@@ -19,9 +19,10 @@
 //     try front.setOwner().accepted(.setOwner)
 //     try front.setFeatures(features).accepted(.setFeatures)
 //
-//     // Two regions with a hole between them, in one memfd; what the device sees as user addresses differs from both.
+//     // Two regions with a hole between them, in one memfd; the user addresses of the table are other numbers.
 //     let arena = try GuestArena(regions: [
-//       ArenaRegion(at: 0x10_0000, bytes: 1 << 20), ArenaRegion(at: 0x4000_0000, bytes: 1 << 20, fileOffset: 1 << 20),
+//       ArenaRegion(at: 0x10_0000, bytes: 1 << 20),
+//       ArenaRegion(at: 0x4000_0000, bytes: 1 << 20, fileOffset: 1 << 20),
 //     ])
 //     try front.setMemTable(arena.table, descriptors: arena.descriptors).accepted(.setMemTable)
 //
@@ -45,7 +46,8 @@
 //     let base = try front.getVringBase(0)   // 1: one chain was taken
 //     front.disconnect()
 //
-// `DeviceDriver` says all this in `connect`, `start` and `stop`, in the manner of a chosen front-end (`Habit`).
+// `DeviceDriver` says all this in `connect`, `start` and `stop`, in the manner of a chosen front-end
+// (`Habit`).
 //
 // What no honest front-end does, to see a back-end keep its nerve:
 //

@@ -1,5 +1,5 @@
-// A virtio-blk request as a driver thinks of it (virtio 1.3 §5.2.6), before it is cut into descriptors. Used with
-// BlockQueue and BlockDriver; any thread.
+// A virtio-blk request as a driver thinks of it (virtio 1.3 §5.2.6), before it is cut into descriptors. Used
+// with BlockQueue and BlockDriver; any thread.
 
 /// A range for discard, write zeroes and secure erase.
 public struct DiskSegment: Equatable, Sendable {
@@ -47,7 +47,8 @@ public struct DiskRequest: Equatable, Sendable {
   public var output: [UInt8]
   /// Bytes the device writes before the status.
   public var inputBytes: Int
-  /// Where `output`, or else the input, lies in guest memory; nil for the slot's own buffer. Output is copied there.
+  /// Where `output`, or else the input, lies in guest memory; nil for the slot's own buffer. Output is copied
+  /// there.
   public var dataAddress: UInt64?
 
   public init(type: UInt32, sector: UInt64 = 0, output: [UInt8] = [], inputBytes: Int = 0) {
@@ -88,6 +89,10 @@ public struct DiskResult: Equatable, Sendable {
   public let input: [UInt8]
   /// Bytes behind the status were changed.
   public let overrun: Bool
+
+  public init(status: UInt8, usedLength: UInt32?, input: [UInt8], overrun: Bool) {
+    (self.status, self.usedLength, self.input, self.overrun) = (status, usedLength, input, overrun)
+  }
 }
 
 /// A request that came back, on the fast path.

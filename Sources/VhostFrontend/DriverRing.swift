@@ -1,6 +1,6 @@
-// What the driver's side of a virtqueue can do, split or packed: add chains, publish them, decide about a kick, take
-// used ones back, arm interrupts. Called by QueueDriver and by load generators, which hold one kind and call it directly.
-// One thread.
+// What the driver's side of a virtqueue can do, split or packed: add chains, publish them, decide about a
+// kick, take used ones back, arm interrupts. Called by QueueDriver and by load generators, which hold one
+// kind and call it directly. One thread.
 
 /// One buffer of a chain, in guest addresses.
 @frozen public struct DescriptorSpec: Equatable, Sendable {
@@ -41,6 +41,10 @@ public struct RingAreas: Equatable, Sendable {
   public var descriptors: UInt64
   public var driver: UInt64
   public var device: UInt64
+
+  public init(descriptors: UInt64, driver: UInt64, device: UInt64) {
+    (self.descriptors, self.driver, self.device) = (descriptors, driver, device)
+  }
 }
 
 /// How a driver's ring is to be made.
@@ -51,8 +55,8 @@ public struct DriverRingOptions: Equatable, Sendable {
   public var eventIndex: Bool
   /// Entries of each chain's indirect table; 0 where INDIRECT is not negotiated.
   public var indirectCapacity: Int
-  /// Split: the index to begin with. Packed: the position, below `size`, and in bit 15 the wrap counter, which is 1 in a
-  /// fresh ring.
+  /// Split: the index to begin with. Packed: the position, below `size`, and in bit 15 the wrap counter,
+  /// which is 1 in a fresh ring.
   public var start: UInt16?
   /// The arena's region the ring lies in.
   public var region: Int
@@ -80,7 +84,8 @@ public protocol DriverRing: ~Copyable {
 
   var size: UInt16 { get }
   var areas: RingAreas { get }
-  /// The ring as SET_VRING_BASE names it: where the driver would have the device go on if nothing is in flight.
+  /// The ring as SET_VRING_BASE names it: where the driver would have the device go on if nothing is in
+  /// flight.
   var base: UInt32 { get }
   /// What SET_VRING_BASE gets after a back-end died: what the device has given back so far.
   var baseOfUsed: UInt32 { get }
@@ -91,17 +96,18 @@ public protocol DriverRing: ~Copyable {
   /// Set when the device wrote an impossible used entry; from then on nothing is taken.
   var fault: RingFault? { get }
 
-  /// Puts a chain into the ring, not yet seen by the device. nil: no room now, or the chain cannot be built at all.
+  /// Puts a chain into the ring, not yet seen by the device. nil: no room now, or the chain cannot be built
+  /// at all.
   mutating func add(_ chain: Span<DescriptorSpec>, table: DescriptorTable) -> UInt16?
   /// Shows the device all that was added.
   mutating func publish()
-  /// Whether the device asked to be told of what was published since the last such decision. With the fence that makes
-  /// the answer safe.
+  /// Whether the device asked to be told of what was published since the last such decision. With the fence
+  /// that makes the answer safe.
   mutating func needsKick() -> Bool
   /// The next chain the device has given back.
   mutating func poll() -> UsedChain?
-  /// Asks for an interrupt when `more` chains beyond the next have come back (packed without EVENT_IDX: the next).
-  /// True: something is there already, so do not sleep.
+  /// Asks for an interrupt when `more` chains beyond the next have come back (packed without EVENT_IDX: the
+  /// next). True: something is there already, so do not sleep.
   mutating func arm(after more: UInt16) -> Bool
   /// Asks for no interrupts, as far as the format can say so.
   mutating func disarm()
@@ -125,8 +131,8 @@ public enum EventArithmetic {
     (new &- event &- 1) < (new &- old)
   }
 
-  /// The same for positions in a packed ring: `event` has an offset and, in bit 15, a wrap counter; `wrap` is the one at
-  /// `new`; `old` is `new` less what was added, in 16 bits.
+  /// The same for positions in a packed ring: `event` has an offset and, in bit 15, a wrap counter; `wrap` is
+  /// the one at `new`; `old` is `new` less what was added, in 16 bits.
   @inlinable public static func needs(
     offsetWrap event: UInt16, new: UInt16, old: UInt16, wrap: Bool, size: UInt16
   ) -> Bool {

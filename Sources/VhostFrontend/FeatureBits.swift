@@ -1,4 +1,5 @@
-// Feature bits as masks: virtio's own (virtio 1.3 §6), virtio-blk's (§5.2.3) and vhost-user's protocol features. Any thread.
+// Feature bits as masks: virtio's own (virtio 1.3 §6), virtio-blk's (§5.2.3) and vhost-user's protocol
+// features. Any thread.
 
 /// Device-independent bits of GET_FEATURES and SET_FEATURES.
 public enum VirtioBits {
@@ -41,7 +42,8 @@ public enum DiskBits {
 
   /// Those `BlockDriver` acknowledges unless told otherwise.
   public static let driven =
-    segMax | geometry | readOnly | blockSize | flush | topology | configWCE | multiQueue | discard | writeZeroes
+    segMax | geometry | readOnly | blockSize | flush | topology | configWCE | multiQueue | discard
+    | writeZeroes
 }
 
 /// vhost-user protocol features.

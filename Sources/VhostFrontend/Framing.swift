@@ -1,5 +1,6 @@
-// How a disk request is cut into descriptors. Under VERSION_1 any cut of the two byte streams, readable and writable, is
-// good (virtio 1.3 §2.7.4); drivers differ, and a back-end must not care. Used by BlockQueue; any thread.
+// How a disk request is cut into descriptors. Under VERSION_1 any cut of the two byte streams, readable and
+// writable, is good (virtio 1.3 §2.7.4); drivers differ, and a back-end must not care. Used by BlockQueue;
+// any thread.
 
 public struct Framing: Equatable, Sendable {
   /// The header's descriptors are this long, the last one aside.

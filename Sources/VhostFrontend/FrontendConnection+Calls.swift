@@ -1,5 +1,6 @@
-// The typed calls of a front-end about features, memory, configuration and the rest of the device; rings are in +Rings.
-// Each waits for its own answer where it has one, else for the acknowledgement the policy asks for. One thread.
+// The typed calls of a front-end about features, memory, configuration and the rest of the device; rings are
+// in +Rings. Each waits for its own answer where it has one, else for the acknowledgement the policy asks
+// for. One thread.
 
 extension FrontendConnection {
   static func number(_ value: UInt64) -> [UInt8] {
@@ -68,7 +69,8 @@ extension FrontendConnection {
     try set(.remMemReg, payload: region.single, descriptors: descriptor.map { [$0] } ?? [], ack: ack)
   }
 
-  /// With LOG_SHMFD the back-end echoes the structure, which must be exact; without, the offset alone goes out.
+  /// With LOG_SHMFD the back-end echoes the structure, which must be exact; without, the offset alone goes
+  /// out.
   public func setLogBase(_ log: WireLog, descriptor: Int32) throws(FrontendError) {
     guard protocolFeatures & ProtocolBits.logShmFD != 0 else {
       try send(.setLogBase, payload: Self.number(log.offset), descriptors: [descriptor])
@@ -122,7 +124,8 @@ extension FrontendConnection {
   // MARK: Configuration space
 
   /// `size` bytes of it from `offset`. The answer repeats offset and size; an empty one is a refusal.
-  public func getConfig(offset: UInt32 = 0, size: UInt32, flags: UInt32 = 0) throws(FrontendError) -> [UInt8] {
+  public func getConfig(offset: UInt32 = 0, size: UInt32, flags: UInt32 = 0) throws(FrontendError) -> [UInt8]
+  {
     let id = FrontendRequest.getConfig.rawValue
     let zeros = [UInt8](repeating: 0, count: Int(min(size, 4096)))
     let request = WireConfig(offset: offset, size: size, flags: flags, piece: zeros)
@@ -172,7 +175,8 @@ extension FrontendConnection {
     try set(.setBackendReqFD, descriptors: [descriptor], ack: ack)
   }
 
-  /// Direction 0 saves, 1 loads. Bits 0-7 of the answer are the error; bit 8 says that no descriptor came back.
+  /// Direction 0 saves, 1 loads. Bits 0-7 of the answer are the error; bit 8 says that no descriptor came
+  /// back.
   public func setDeviceStateFD(
     direction: UInt32, phase: UInt32 = 0, descriptor: Int32
   ) throws(FrontendError) -> (value: UInt64, descriptor: FrontendDescriptor?) {

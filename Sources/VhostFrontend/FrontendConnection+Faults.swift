@@ -1,10 +1,12 @@
-// What no honest front-end does: for tests of a back-end's nerves. Same thread as the connection's other calls.
+// What no honest front-end does: for tests of a back-end's nerves. Same thread as the connection's other
+// calls.
 
 import CLinux
 import Glibc
 
 extension FrontendConnection {
-  /// Sends these bytes as they are, any number of messages or a part of one; up to 253 descriptors go with the first byte.
+  /// Sends these bytes as they are, any number of messages or a part of one; up to 253 descriptors go with
+  /// the first byte.
   public func sendRaw(_ bytes: [UInt8], descriptors: [Int32] = []) throws(FrontendError) {
     try StreamSocket.send(
       bytes, descriptors: descriptors, on: socket.raw, deadline: Deadline(timeout), what: "raw bytes")

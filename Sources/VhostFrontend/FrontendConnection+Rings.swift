@@ -1,5 +1,5 @@
-// The typed calls of a front-end about one ring. `index` is 32 bits wide on the wire, or 8 beside a descriptor; tests
-// may send any. One thread.
+// The typed calls of a front-end about one ring. `index` is 32 bits wide on the wire, or 8 beside a
+// descriptor; tests may send any. One thread.
 
 extension FrontendConnection {
   private func set(
@@ -42,16 +42,19 @@ extension FrontendConnection {
   }
 
   /// nil tells the back-end to poll (VHOST_USER_VRING_NOFD_MASK). Starts the ring.
-  public func setVringKick(_ index: UInt32, _ kick: Doorbell?, ack: Bool? = nil) throws(FrontendError) -> Ack {
+  public func setVringKick(_ index: UInt32, _ kick: Doorbell?, ack: Bool? = nil) throws(FrontendError) -> Ack
+  {
     try set(.setVringKick, payload: Self.ringWord(index, kick), descriptors: Self.list(kick), ack: ack)
   }
 
   /// nil tells the back-end not to signal: the driver polls.
-  public func setVringCall(_ index: UInt32, _ call: Doorbell?, ack: Bool? = nil) throws(FrontendError) -> Ack {
+  public func setVringCall(_ index: UInt32, _ call: Doorbell?, ack: Bool? = nil) throws(FrontendError) -> Ack
+  {
     try set(.setVringCall, payload: Self.ringWord(index, call), descriptors: Self.list(call), ack: ack)
   }
 
-  public func setVringErr(_ index: UInt32, _ error: Doorbell?, ack: Bool? = nil) throws(FrontendError) -> Ack {
+  public func setVringErr(_ index: UInt32, _ error: Doorbell?, ack: Bool? = nil) throws(FrontendError) -> Ack
+  {
     try set(.setVringErr, payload: Self.ringWord(index, error), descriptors: Self.list(error), ack: ack)
   }
 
@@ -78,7 +81,8 @@ extension FrontendConnection {
   }
 
   /// 0 little, 1 big.
-  public func setVringEndian(_ index: UInt32, _ order: UInt32, ack: Bool? = nil) throws(FrontendError) -> Ack {
+  public func setVringEndian(_ index: UInt32, _ order: UInt32, ack: Bool? = nil) throws(FrontendError) -> Ack
+  {
     try set(.setVringEndian, index, order, ack)
   }
 

@@ -1,5 +1,6 @@
-// The front-end's end of a vhost-user socket: sends requests, receives strict answers, each wait with a deadline. The
-// typed calls are in FrontendConnection+Calls and +Rings, the faults in +Faults. One thread at a time.
+// The front-end's end of a vhost-user socket: sends requests, receives strict answers, each wait with a
+// deadline. The typed calls are in FrontendConnection+Calls and +Rings, the faults in +Faults. One thread at
+// a time.
 
 import CLinux
 import Glibc
@@ -55,8 +56,8 @@ public final class FrontendConnection {
     self.timeout = timeout
   }
 
-  /// Connects to the back-end that listens at `path`. Where `waiting` is longer than nothing, a socket that is not
-  /// there yet, or that nobody listens on yet, is tried again until then.
+  /// Connects to the back-end that listens at `path`. Where `waiting` is longer than nothing, a socket that
+  /// is not there yet, or that nobody listens on yet, is tried again until then.
   public static func connect(
     to path: String, waiting: Duration = .zero, timeout: Duration = .seconds(10)
   ) throws(FrontendError) -> FrontendConnection {
@@ -101,7 +102,9 @@ public final class FrontendConnection {
   }
 
   /// Receives the next message, whatever it is; nothing but its length is checked (at most 64 KiB).
-  public func receiveAny(timeout: Duration? = nil, what: String = "reply") throws(FrontendError) -> FrontendReply {
+  public func receiveAny(timeout: Duration? = nil, what: String = "reply") throws(FrontendError)
+    -> FrontendReply
+  {
     let deadline = Deadline(timeout ?? self.timeout)
     var descriptors: [FrontendDescriptor] = []
     let header = WireHeader(
@@ -115,18 +118,21 @@ public final class FrontendConnection {
     return FrontendReply(header: header, payload: payload, descriptors: descriptors)
   }
 
-  /// Receives the answer to `request`: flags exactly version 1 and reply, the same id, and the size if one is given.
+  /// Receives the answer to `request`: flags exactly version 1 and reply, the same id, and the size if one is
+  /// given.
   public func receiveReply(
     to request: FrontendRequest, size: Int? = nil, timeout: Duration? = nil
   ) throws(FrontendError) -> FrontendReply {
     let reply = try receiveAny(timeout: timeout, what: "reply to \(request)")
     let id = request.rawValue
     guard reply.header.request == id else {
-      throw .badReply(request: id, field: "request", value: UInt64(reply.header.request), expected: UInt64(id))
+      throw .badReply(
+        request: id, field: "request", value: UInt64(reply.header.request), expected: UInt64(id))
     }
     guard reply.header.flags == WireHeader.replyFlags else {
       throw .badReply(
-        request: id, field: "flags", value: UInt64(reply.header.flags), expected: UInt64(WireHeader.replyFlags))
+        request: id, field: "flags", value: UInt64(reply.header.flags),
+        expected: UInt64(WireHeader.replyFlags))
     }
     if let size, reply.payload.count != size {
       throw .badReply(request: id, field: "size", value: UInt64(reply.payload.count), expected: UInt64(size))
@@ -166,8 +172,8 @@ public final class FrontendConnection {
     return reply
   }
 
-  /// Sends a request without an answer of its own. `ack` overrides the policy; nothing is asked before REPLY_ACK is
-  /// negotiated.
+  /// Sends a request without an answer of its own. `ack` overrides the policy; nothing is asked before
+  /// REPLY_ACK is negotiated.
   public func set(
     _ request: FrontendRequest, payload: [UInt8] = [], descriptors: [Int32] = [], ack: Bool? = nil
   ) throws(FrontendError) -> Ack {

@@ -20,7 +20,8 @@ public final class FrontendDescriptor: Sendable {
   }
 }
 
-/// An eventfd: what a kick, a call and an error notification travel through (vhost-user, "Vring descriptors").
+/// An eventfd: what a kick, a call and an error notification travel through (vhost-user, "Vring
+/// descriptors").
 public final class Doorbell: Sendable {
   public let descriptor: FrontendDescriptor
   @inlinable public var raw: Int32 { descriptor.raw }

@@ -1,4 +1,5 @@
-// What can go wrong on the driver's side of vhost-user, with the numbers in it. Thrown by every file here; any thread.
+// What can go wrong on the driver's side of vhost-user, with the numbers in it. Thrown by every file here;
+// any thread.
 
 import CLinux
 import Glibc
@@ -68,7 +69,8 @@ extension FrontendError: CustomStringConvertible {
       "the back-end refused \(FrontendRequest(rawValue: request)) with \(value)"
     case .notOffered(let feature): "the back-end does not offer \(feature)"
     case .arenaFull(let bytes): "no room for \(bytes) bytes in the guest arena"
-    case .outsideArena(let address, let bytes): "\(bytes) bytes at guest address \(address) are not in the arena"
+    case .outsideArena(let address, let bytes):
+      "\(bytes) bytes at guest address \(address) are not in the arena"
     case .badRingSize(let size): "a ring of \(size) entries is not possible"
     case .ringFull(let count): "no room for \(count) descriptors in the ring"
     case .ring(.unknownToken(let token)): "the device completed \(token), which is not in flight"

@@ -1,4 +1,5 @@
-// The other direction: the front-end listens and the back-end connects (`--connect`, QEMU's `server=on`). Any thread.
+// The other direction: the front-end listens and the back-end connects (`--connect`, QEMU's `server=on`). Any
+// thread.
 
 import CLinux
 import Glibc

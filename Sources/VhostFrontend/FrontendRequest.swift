@@ -1,5 +1,5 @@
-// What a front-end can ask (vhost-user, "Front-end message types"), and what a back-end can. Names only; the layouts are
-// in WirePayload. Any thread.
+// What a front-end can ask (vhost-user, "Front-end message types"), and what a back-end can. Names only; the
+// layouts are in WirePayload. Any thread.
 
 /// A message id from front-end to back-end. Any number is one, so that tests can send unknown ones.
 public struct FrontendRequest: RawRepresentable, Hashable, Sendable {

@@ -1,5 +1,5 @@
-// A guest's memory: regions of memfds at chosen guest addresses, with an allocator on top and guards around what it
-// gives. Shared by a driver's rings and requests; any thread.
+// A guest's memory: regions of memfds at chosen guest addresses, with an allocator on top and guards around
+// what it gives. Shared by a driver's rings and requests; any thread.
 
 import CLinux
 import Glibc
@@ -9,7 +9,8 @@ import Synchronization
 public enum ArenaAddressing: Equatable, Sendable {
   /// User address = guest address + this: never equal, so that a mix-up shows.
   case shifted(by: UInt64)
-  /// Both are the address in this process, as with libblkio and DPDK; the guest addresses asked for are ignored.
+  /// Both are the address in this process, as with libblkio and DPDK; the guest addresses asked for are
+  /// ignored.
   case process
 }
 
@@ -34,8 +35,8 @@ public struct GuardDamage: Equatable, Sendable {
   public let addressing: ArenaAddressing
   /// One memfd for each number of `ArenaRegion.file` that was used.
   public let files: [Int: FrontendDescriptor]
-  // SAFETY: the mappings live as long as the arena; only `state` changes, behind its lock. What is in guest memory is
-  // shared with a back-end anyway.
+  // SAFETY: the mappings live as long as the arena; only `state` changes, behind its lock. What is in guest
+  // memory is shared with a back-end anyway.
   private let mapped: [MappedRegion]
   private let state: Mutex<State>
 
@@ -80,7 +81,9 @@ public struct GuardDamage: Equatable, Sendable {
     try self.init(regions: [ArenaRegion(at: guestAddress, bytes: bytes)], hugePages: hugePages)
   }
 
-  private static func file(bytes: UInt64, hugePages: Bool, seals: Int32) throws(FrontendError) -> FrontendDescriptor {
+  private static func file(bytes: UInt64, hugePages: Bool, seals: Int32) throws(FrontendError)
+    -> FrontendDescriptor
+  {
     let flags = CLX_MFD_CLOEXEC | CLX_MFD_ALLOW_SEALING | (hugePages ? CLX_MFD_HUGETLB : 0)
     // SAFETY: the name is a literal.
     let raw = unsafe clx_memfd_create("guest-arena", flags)
@@ -198,7 +201,9 @@ public struct GuardDamage: Equatable, Sendable {
       }
       let part = min(room, count - done)
       // SAFETY: `part` bytes are there on both sides.
-      unsafe bytes.withUnsafeMutableBytes { unsafe clx_copy_once($0.baseAddress?.advanced(by: done), source, UInt(part)) }
+      unsafe bytes.withUnsafeMutableBytes {
+        unsafe clx_copy_once($0.baseAddress?.advanced(by: done), source, UInt(part))
+      }
       done += part
     }
     return bytes
@@ -213,7 +218,9 @@ public struct GuardDamage: Equatable, Sendable {
       }
       let part = min(room, bytes.count - done)
       // SAFETY: `part` bytes are there on both sides.
-      unsafe bytes.withUnsafeBytes { unsafe clx_copy_once(target, $0.baseAddress?.advanced(by: done), UInt(part)) }
+      unsafe bytes.withUnsafeBytes {
+        unsafe clx_copy_once(target, $0.baseAddress?.advanced(by: done), UInt(part))
+      }
       done += part
     }
   }

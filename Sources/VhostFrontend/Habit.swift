@@ -1,5 +1,5 @@
-// The ways of the front-ends there are: which messages each sends, in which order, and which it wants acknowledged.
-// DeviceDriver plays them. Taken from QEMU 7.2's and other programs' traffic and sources.
+// The ways of the front-ends there are: which messages each sends, in which order, and which it wants
+// acknowledged. DeviceDriver plays them. Taken from QEMU 7.2's and other programs' traffic and sources.
 
 /// A message, or a round of one message over all queues.
 public enum DialogueStep: Equatable, Sendable {

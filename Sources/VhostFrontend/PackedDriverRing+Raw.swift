@@ -1,5 +1,5 @@
-// The words of a packed ring, one by one: moves no honest driver makes. Tests of a back-end's nerves; the ring's thread,
-// or another where the test is about races.
+// The words of a packed ring, one by one: moves no honest driver makes. Tests of a back-end's nerves; the
+// ring's thread, or another where the test is about races.
 
 import CLinux
 
@@ -49,8 +49,8 @@ extension PackedDriverRing {
     return (UInt16(truncatingIfNeeded: event), UInt16(truncatingIfNeeded: event >> 16))
   }
 
-  /// Takes `count` raw descriptors at the position into the books, as one chain with a new id, and goes past them; the
-  /// caller writes them. nil where they are not free.
+  /// Takes `count` raw descriptors at the position into the books, as one chain with a new id, and goes past
+  /// them; the caller writes them. nil where they are not free.
   public mutating func rawAdopt(slots count: Int) -> UInt16? {
     guard count > 0, count <= free, hidden == 0 else { return nil }
     let id = takeID(slots: count)

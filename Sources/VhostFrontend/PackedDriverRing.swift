@@ -1,5 +1,5 @@
-// The packed virtqueue as its driver sees it (virtio 1.3 §2.8). What the driver must remember lies in private memory: a
-// device that scribbles over the ring cannot lead it astray. One thread.
+// The packed virtqueue as its driver sees it (virtio 1.3 §2.8). What the driver must remember lies in private
+// memory: a device that scribbles over the ring cannot lead it astray. One thread.
 
 import CLinux
 
@@ -17,8 +17,8 @@ import CLinux
   @usableFromInline let driverEvent: UnsafeMutableRawPointer
   @usableFromInline let deviceEvent: UnsafeMutableRawPointer
   @usableFromInline let tableMemory: UnsafeMutableRawPointer?
-  // SAFETY: from `memory`: `size` elements each. `nextID` links the free buffer ids; `slots` is how many descriptors of
-  // the ring the chain with an id takes, 0 while the id is free.
+  // SAFETY: from `memory`: `size` elements each. `nextID` links the free buffer ids; `slots` is how many
+  // descriptors of the ring the chain with an id takes, 0 while the id is free.
   @usableFromInline let nextID: UnsafeMutablePointer<UInt16>
   @usableFromInline let slots: UnsafeMutablePointer<UInt16>
 
@@ -78,7 +78,8 @@ import CLinux
     (position, wrap) = (start & 0x7fff, start & 0x8000 != 0)
     (usedPosition, usedWrap) = (position, wrap)
     for index in 0..<Int(size) {
-      // As after laps before: slots behind the start were last used in this lap, those from it on in the one before.
+      // As after laps before: slots behind the start were last used in this lap, those from it on in the one
+      // before.
       let lastLap = index < Int(position) ? wrap : !wrap
       let flags: UInt64 = lastLap ? UInt64(Self.available | Self.used) : 0
       // SAFETY: below `size`, in the ring and in the private arrays.
@@ -101,7 +102,8 @@ import CLinux
   @inlinable public var inFlight: Int { chains }
   @inlinable public var counters: RingCounters { counted }
 
-  /// Available position and wrap in the low half, used ones in the high half. What is added must be published.
+  /// Available position and wrap in the low half, used ones in the high half. What is added must be
+  /// published.
   public var base: UInt32 { Self.half(position, wrap) | baseOfUsed & 0xffff_0000 }
   /// Both halves where the driver has come in taking used chains: poll to the end first.
   public var baseOfUsed: UInt32 { Self.half(usedPosition, usedWrap) &* 0x1_0001 }
@@ -152,8 +154,8 @@ import CLinux
     return id
   }
 
-  /// Writes the next descriptor. The first head of a batch keeps its old flags until `publish`; the rest of the batch
-  /// lies behind it, where the device does not look before.
+  /// Writes the next descriptor. The first head of a batch keeps its old flags until `publish`; the rest of
+  /// the batch lies behind it, where the device does not look before.
   @inlinable @inline(__always)
   mutating func put(_ address: UInt64, _ length: UInt32, _ id: UInt16, _ flags: UInt16, isHead: Bool) {
     let flags = flags | (wrap ? Self.available : Self.used)
@@ -172,7 +174,8 @@ import CLinux
     if position == size { (position, wrap) = (0, !wrap) }
   }
 
-  /// Writes the chain into the table of `id`; its guest address. Only WRITE counts in a table (virtio 1.3 §2.8.7).
+  /// Writes the chain into the table of `id`; its guest address. Only WRITE counts in a table (virtio 1.3
+  /// §2.8.7).
   @usableFromInline func fillTable(of id: UInt16, _ chain: Span<DescriptorSpec>) -> UInt64 {
     guard let memory = unsafe tableMemory else { return 0 }
     let offset = 16 &* tableCapacity &* Int(id)
@@ -181,15 +184,16 @@ import CLinux
       // SAFETY: the caller checked the count against the capacity; there is a table for every id.
       let entry = unsafe memory + (offset &+ 16 &* index)
       unsafe clx_store_relaxed_u64(entry, spec.address)
-      unsafe clx_store_relaxed_u64(entry + 8, UInt64(spec.length) | (spec.write ? UInt64(Self.write) << 48 : 0))
+      unsafe clx_store_relaxed_u64(
+        entry + 8, UInt64(spec.length) | (spec.write ? UInt64(Self.write) << 48 : 0))
     }
     return tables &+ UInt64(offset)
   }
 
   @inlinable public mutating func publish() {
     guard hidden > 0 else { return }
-    // SAFETY: the held head is below `size`. Pairs with the device's acquire load of the flags: everything else of the
-    // batch is written before.
+    // SAFETY: the held head is below `size`. Pairs with the device's acquire load of the flags: everything
+    // else of the batch is written before.
     unsafe clx_store_release_u16(descriptors + (16 &* Int(heldHead) &+ 14), heldFlags)
     undecided &+= hidden
     hidden = 0
@@ -258,7 +262,8 @@ import CLinux
 
   @inlinable public mutating func arm(after more: UInt16) -> Bool {
     if eventIndex {
-      // `more` chains are as many descriptors as those in flight take on average, and never beyond the last of them.
+      // `more` chains are as many descriptors as those in flight take on average, and never beyond the last
+      // of them.
       let busy = Int(size) &- free
       let ahead = chains > 0 ? min(Int(more) &* (busy / chains), max(0, busy &- 1)) : 0
       var (offset, lap) = (Int(usedPosition) &+ ahead, usedWrap)

@@ -1,5 +1,5 @@
-// One queue of any device: its ring, and the three eventfds beside it. Made by DeviceDriver; its thread is the one that
-// uses the queue, which may be another for each queue.
+// One queue of any device: its ring, and the three eventfds beside it. Made by DeviceDriver; its thread is
+// the one that uses the queue, which may be another for each queue.
 
 import CLinux
 
@@ -48,7 +48,9 @@ public final class QueueDriver: @unchecked Sendable {
   // MARK: Chains
 
   /// Adds, publishes and kicks if asked to; the chain's token.
-  public func submit(_ chain: [DescriptorSpec], table: DescriptorTable = .direct) throws(FrontendError) -> UInt16 {
+  public func submit(_ chain: [DescriptorSpec], table: DescriptorTable = .direct) throws(FrontendError)
+    -> UInt16
+  {
     guard let token = ring.add(chain, table: table) else { throw .ringFull(descriptors: chain.count) }
     publish()
     return token
@@ -63,8 +65,8 @@ public final class QueueDriver: @unchecked Sendable {
     return wanted
   }
 
-  /// The next used chain, waiting for it as `waiting` says. Throws also when the device reports the queue broken, or
-  /// when the ring holds what no device may write.
+  /// The next used chain, waiting for it as `waiting` says. Throws also when the device reports the queue
+  /// broken, or when the ring holds what no device may write.
   public func wait(timeout: Duration? = nil) throws(FrontendError) -> UsedChain {
     let deadline = Deadline(timeout ?? self.timeout)
     while true {

@@ -1,5 +1,5 @@
-// The memory of one driver's ring: its three areas and indirect tables in the arena, and two private arrays for what
-// the driver must remember. Made and held by the rings; one thread.
+// The memory of one driver's ring: its three areas and indirect tables in the arena, and two private arrays
+// for what the driver must remember. Made and held by the rings; one thread.
 
 @safe final class RingMemory {
   let areas: RingAreas

@@ -1,5 +1,5 @@
-// The words of a split ring, one by one: moves no honest driver makes. Tests of a back-end's nerves; the ring's thread,
-// or another where the test is about races.
+// The words of a split ring, one by one: moves no honest driver makes. Tests of a back-end's nerves; the
+// ring's thread, or another where the test is about races.
 
 import CLinux
 
@@ -10,7 +10,9 @@ extension SplitDriverRing {
   public static let indirect: UInt16 = 4
 
   /// Any descriptor in the ring's table; the index is taken modulo the ring's size.
-  public func rawSetDescriptor(_ index: UInt16, address: UInt64, length: UInt32, flags: UInt16, next: UInt16 = 0) {
+  public func rawSetDescriptor(
+    _ index: UInt16, address: UInt64, length: UInt32, flags: UInt16, next: UInt16 = 0
+  ) {
     put(index & mask, address: address, length: length, flags: flags, next: next)
   }
 
@@ -50,8 +52,8 @@ extension SplitDriverRing {
     return unsafe (clx_load_acquire_u32(entry), clx_load_acquire_u32(entry + 4))
   }
 
-  /// Takes a head made of raw descriptors into the books, as a chain of one, and puts it into the available ring: `poll`
-  /// then gives it back. Not yet published. False where the head is in flight already.
+  /// Takes a head made of raw descriptors into the books, as a chain of one, and puts it into the available
+  /// ring: `poll` then gives it back. Not yet published. False where the head is in flight already.
   public mutating func rawAdopt(head: UInt16) -> Bool {
     let head = head & mask
     // SAFETY: masked. A head from the middle of the free list is unlinked below.

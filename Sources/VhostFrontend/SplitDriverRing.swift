@@ -1,10 +1,10 @@
-// The split virtqueue as its driver sees it (virtio 1.3 §2.7). What the driver must remember lies in private memory: a
-// device that scribbles over the ring cannot lead it astray. One thread.
+// The split virtqueue as its driver sees it (virtio 1.3 §2.7). What the driver must remember lies in private
+// memory: a device that scribbles over the ring cannot lead it astray. One thread.
 
 import CLinux
 
-/// A split ring in a guest arena. `add` a few chains, `publish`, and kick if `needsKick`; `poll` until it gives nothing,
-/// then `arm`, and sleep unless that says true.
+/// A split ring in a guest arena. `add` a few chains, `publish`, and kick if `needsKick`; `poll` until it
+/// gives nothing, then `arm`, and sleep unless that says true.
 @safe public struct SplitDriverRing: ~Copyable, DriverRing {
   public let size: UInt16
   @usableFromInline let mask: UInt16
@@ -43,7 +43,8 @@ import CLinux
     guard count > 0, count <= 32768, count & (count - 1) == 0 else { throw .badRingSize(options.size) }
     // The event words are there whether they are used or not.
     let memory = try RingMemory(
-      options, in: arena, driver: (bytes: 6 + 2 * count, alignment: 2), device: (bytes: 6 + 8 * count, alignment: 4))
+      options, in: arena, driver: (bytes: 6 + 2 * count, alignment: 2),
+      device: (bytes: 6 + 8 * count, alignment: 4))
     self.init(options, memory)
   }
 
@@ -104,7 +105,8 @@ import CLinux
     }
   }
 
-  /// The first `direct` into the ring; if any are left, one more descriptor there names the table with the rest.
+  /// The first `direct` into the ring; if any are left, one more descriptor there names the table with the
+  /// rest.
   @inlinable @inline(__always)
   mutating func add(_ chain: Span<DescriptorSpec>, direct: Int) -> UInt16? {
     let rest = chain.count &- direct
@@ -117,7 +119,8 @@ import CLinux
     for position in 0..<direct {
       let spec = chain[position]
       last = index
-      // SAFETY: the index is from the free list, which holds those below `size`; the array has `size` elements.
+      // SAFETY: the index is from the free list, which holds those below `size`; the array has `size`
+      // elements.
       index = unsafe next[Int(index)]
       let flags: UInt16 = (position &+ 1 < slots ? 1 : 0) | (spec.write ? 2 : 0)
       put(last, address: spec.address, length: spec.length, flags: flags, next: flags & 1 == 1 ? index : 0)
@@ -149,7 +152,8 @@ import CLinux
   }
 
   /// Writes the chain from `first` on into the table of `head`; its guest address.
-  @usableFromInline func fillTable(of head: UInt16, _ chain: Span<DescriptorSpec>, from first: Int) -> UInt64 {
+  @usableFromInline func fillTable(of head: UInt16, _ chain: Span<DescriptorSpec>, from first: Int) -> UInt64
+  {
     guard let memory = unsafe tableMemory else { return 0 }
     let offset = 16 &* tableCapacity &* Int(head)
     let count = chain.count &- first
@@ -199,8 +203,9 @@ import CLinux
       seenUsed = unsafe clx_load_acquire_u16(used + 2)
       if lastUsed == seenUsed { return nil }
       guard Int(seenUsed &- lastUsed) <= chains else {
-        fail(.usedIndexAhead(
-          index: seenUsed, expected: lastUsed, inFlight: UInt16(truncatingIfNeeded: chains)))
+        fail(
+          .usedIndexAhead(
+            index: seenUsed, expected: lastUsed, inFlight: UInt16(truncatingIfNeeded: chains)))
         return nil
       }
     }

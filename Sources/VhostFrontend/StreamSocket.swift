@@ -1,5 +1,5 @@
-// Bytes and descriptors over a Unix stream socket, each call with a deadline. Called by FrontendConnection; one thread
-// a socket.
+// Bytes and descriptors over a Unix stream socket, each call with a deadline. Called by FrontendConnection;
+// one thread a socket.
 
 import CLinux
 import Glibc
@@ -17,7 +17,8 @@ enum StreamSocket {
   static func pair() throws(FrontendError) -> (FrontendDescriptor, FrontendDescriptor) {
     var ends: [Int32] = [-1, -1]
     // SAFETY: room for two descriptors.
-    let failed = unsafe socketpair(AF_UNIX, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0, &ends)
+    let failed = unsafe socketpair(
+      AF_UNIX, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0, &ends)
     guard failed == 0 else { throw .last("socketpair") }
     return (FrontendDescriptor(adopting: ends[0]), FrontendDescriptor(adopting: ends[1]))
   }
@@ -29,7 +30,9 @@ enum StreamSocket {
     var address = sockaddr_un()
     address.sun_family = sa_family_t(AF_UNIX)
     let bytes = Array(path.utf8)
-    guard bytes.count < MemoryLayout.size(ofValue: address.sun_path) else { throw .pathTooLong(bytes: bytes.count) }
+    guard bytes.count < MemoryLayout.size(ofValue: address.sun_path) else {
+      throw .pathTooLong(bytes: bytes.count)
+    }
     // SAFETY: the length was checked against the field; the rest of it stays zero.
     unsafe withUnsafeMutableBytes(of: &address.sun_path) { unsafe $0.copyBytes(from: bytes) }
     // SAFETY: every socket address begins like sockaddr; the length says how far this one goes.
@@ -54,7 +57,9 @@ enum StreamSocket {
         done += sent
         waiting = []
       } else if sent == -Int(EAGAIN) {
-        guard deadline.wait(for: POLLOUT, on: raw) != 0 else { throw .timedOut(waitingFor: "room to send \(what)") }
+        guard deadline.wait(for: POLLOUT, on: raw) != 0 else {
+          throw .timedOut(waitingFor: "room to send \(what)")
+        }
       } else if sent == -Int(EPIPE) || sent == -Int(ECONNRESET) {
         throw .closed(during: "sending \(what)")
       } else if sent != -Int(EINTR) {
@@ -71,7 +76,8 @@ enum StreamSocket {
     var message = unsafe msghdr()
     return unsafe bytes.withUnsafeBytes { all in
       let part = unsafe UnsafeRawBufferPointer(rebasing: all[from..<upTo])
-      var vector = unsafe iovec(iov_base: UnsafeMutableRawPointer(mutating: part.baseAddress), iov_len: part.count)
+      var vector = unsafe iovec(
+        iov_base: UnsafeMutableRawPointer(mutating: part.baseAddress), iov_len: part.count)
       return unsafe withUnsafeMutablePointer(to: &vector) { vector in
         unsafe message.msg_iov = vector
         unsafe message.msg_iovlen = 1
@@ -105,7 +111,8 @@ enum StreamSocket {
     return bytes
   }
 
-  /// One recvmsg(2) into `bytes[from...]`: the bytes it gave, 0 at the end of the stream, or the negative error.
+  /// One recvmsg(2) into `bytes[from...]`: the bytes it gave, 0 at the end of the stream, or the negative
+  /// error.
   private static func receiveOnce(
     _ bytes: inout [UInt8], from: Int, descriptors: inout [FrontendDescriptor], on raw: Int32
   ) throws(FrontendError) -> Int {

@@ -1,5 +1,5 @@
-// The layouts of vhost-user messages: header and payloads, to and from bytes (vhost-user, "Message Specification").
-// Numbers are little-endian. Written apart from the back-end's codec on purpose. Any thread.
+// The layouts of vhost-user messages: header and payloads, to and from bytes (vhost-user, "Message
+// Specification"). Numbers are little-endian. Written apart from the back-end's codec on purpose. Any thread.
 
 /// Builds a payload, field by field.
 public struct WireWriter: Sendable {
@@ -210,7 +210,9 @@ public struct WireInflight: Equatable, Sendable {
 
   public init(_ bytes: [UInt8]) {
     var reader = WireReader(bytes)
-    (mmapSize, mmapOffset, queueCount, queueSize) = (reader.take(), reader.take(), reader.take(), reader.take())
+    (mmapSize, mmapOffset, queueCount, queueSize) = (
+      reader.take(), reader.take(), reader.take(), reader.take()
+    )
   }
 
   public var bytes: [UInt8] {

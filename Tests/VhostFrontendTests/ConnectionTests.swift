@@ -45,7 +45,8 @@ import VhostFrontend
     #expect(peer.read(20) == RawPeer.words(8, 1, 8, 0, 4))
     front.ackPolicy = .never
     #expect(
-      try answering(peer, [(12, RawPeer.replyToNumber(34, 0))]) { try front.resetDevice(ack: true) }.result == .ok)
+      try answering(peer, [(12, RawPeer.replyToNumber(34, 0))]) { try front.resetDevice(ack: true) }.result
+        == .ok)
   }
 
   @Test(
@@ -255,7 +256,9 @@ import VhostFrontend
     do {
       let listener = try FrontendListener(path: path)
       // Somebody else's socket is not taken away by a failed attempt.
-      #expect(throws: FrontendError.system(call: "bind", code: EADDRINUSE)) { try FrontendListener(path: path) }
+      #expect(throws: FrontendError.system(call: "bind", code: EADDRINUSE)) {
+        try FrontendListener(path: path)
+      }
       #expect(throws: FrontendError.timedOut(waitingFor: "connection at \(path)")) {
         try listener.accept(timeout: .milliseconds(10))
       }

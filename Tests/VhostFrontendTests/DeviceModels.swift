@@ -1,5 +1,5 @@
-// Devices for the driver's rings to talk to: a few lines each, from the specification's device sections, over the raw
-// memory of the arena. They trust the driver, and share no code with anything. One thread each.
+// Devices for the driver's rings to talk to: a few lines each, from the specification's device sections, over
+// the raw memory of the arena. They trust the driver, and share no code with anything. One thread each.
 
 import CLinux
 import VhostFrontend
@@ -60,7 +60,8 @@ final class SplitDevice: DeviceModel {
       if inRing { chain.slots += 1 }
       if flags & 4 != 0 {
         precondition(inRing && flags & 1 == 0)
-        table = UnsafeRawPointer(try! arena.pointer(to: address, bytes: Int(length)))
+        guard let memory = try? arena.pointer(to: address, bytes: Int(length)) else { return nil }
+        table = UnsafeRawPointer(memory)
         (index, inRing) = (0, false)
         continue
       }
@@ -114,7 +115,9 @@ final class PackedDevice: DeviceModel {
   var usedPosition: Int
   var signalled: Int
 
-  init(_ areas: RingAreas, size: UInt16, eventIndex: Bool, in arena: GuestArena, start: UInt16 = 0x8000) throws {
+  init(_ areas: RingAreas, size: UInt16, eventIndex: Bool, in arena: GuestArena, start: UInt16 = 0x8000)
+    throws
+  {
     self.arena = arena
     self.size = Int(size)
     self.eventIndex = eventIndex
@@ -145,7 +148,7 @@ final class PackedDevice: DeviceModel {
       position += 1
       if flags & 4 != 0 {
         precondition(flags & 1 == 0 && chain.slots == 1)
-        let table = try! arena.pointer(to: address, bytes: Int(length))
+        guard let table = try? arena.pointer(to: address, bytes: Int(length)) else { return nil }
         for index in 0..<Int(length) / 16 {
           let flags = load16(table + 16 * index + 14)
           precondition(flags & ~2 == 0)
@@ -209,7 +212,8 @@ struct RingPair {
     ring = try AnyDriverRing(options, packed: packed, in: arena)
     if packed {
       device = try PackedDevice(
-        ring.areas, size: options.size, eventIndex: options.eventIndex, in: arena, start: options.start ?? 0x8000)
+        ring.areas, size: options.size, eventIndex: options.eventIndex, in: arena,
+        start: options.start ?? 0x8000)
     } else {
       device = try SplitDevice(
         ring.areas, size: options.size, eventIndex: options.eventIndex, in: arena, start: options.start ?? 0)

@@ -1,4 +1,5 @@
-// Both kinds of ring against the models: chains arrive whole, come back once, and nobody misses a notification.
+// Both kinds of ring against the models: chains arrive whole, come back once, and nobody misses a
+// notification.
 
 import Testing
 import VhostFrontend
@@ -71,10 +72,14 @@ import VhostFrontend
   func badSizes() throws {
     let arena = try GuestArena(bytes: 1 << 20)
     for size in [0, 3, 32769] as [UInt16] {
-      #expect(throws: FrontendError.badRingSize(size)) { try AnyDriverRing(.init(size: size), packed: false, in: arena) }
+      #expect(throws: FrontendError.badRingSize(size)) {
+        try AnyDriverRing(.init(size: size), packed: false, in: arena)
+      }
     }
     for size in [0, 32769] as [UInt16] {
-      #expect(throws: FrontendError.badRingSize(size)) { try AnyDriverRing(.init(size: size), packed: true, in: arena) }
+      #expect(throws: FrontendError.badRingSize(size)) {
+        try AnyDriverRing(.init(size: size), packed: true, in: arena)
+      }
     }
   }
 
@@ -127,7 +132,9 @@ import VhostFrontend
     #expect(pair.ring.inFlight == added.count)
   }
 
-  @Test("without EVENT_IDX the device's flag decides about kicks, the driver's about calls", arguments: [false, true])
+  @Test(
+    "without EVENT_IDX the device's flag decides about kicks, the driver's about calls",
+    arguments: [false, true])
   func flags(packed: Bool) throws {
     let pair = try RingPair(DriverRingOptions(size: 8, eventIndex: false), packed: packed)
     func offer() -> Bool {

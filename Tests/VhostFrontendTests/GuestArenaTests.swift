@@ -83,7 +83,8 @@ import VhostFrontend
   @Test("with process addresses both addresses are this process's")
   func processAddressing() throws {
     let arena = try GuestArena(
-      regions: [ArenaRegion(at: 0, bytes: 0x2000), ArenaRegion(at: 0, bytes: 0x1000, file: 1)], addressing: .process)
+      regions: [ArenaRegion(at: 0, bytes: 0x2000), ArenaRegion(at: 0, bytes: 0x1000, file: 1)],
+      addressing: .process)
     for region in arena.table {
       #expect(region.guestAddress == region.userAddress)
       let here = try arena.pointer(to: region.guestAddress, bytes: Int(region.size))

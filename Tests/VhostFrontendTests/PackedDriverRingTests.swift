@@ -146,7 +146,8 @@ import VhostFrontend
         let (slot, wrap) = ring.rawPosition
         guard let id = ring.rawAdopt(slots: 2) else { return nil }
         let bits = PackedDriverRing.availableBits(wrap: wrap)
-        ring.rawSetDescriptor(slot + 1, address: 0x600, length: 8, id: id, flags: bits | PackedDriverRing.write)
+        ring.rawSetDescriptor(
+          slot + 1, address: 0x600, length: 8, id: id, flags: bits | PackedDriverRing.write)
         ring.rawSetDescriptor(slot, address: 0x500, length: 7, id: id, flags: bits | PackedDriverRing.next)
         return id
       })
@@ -155,7 +156,8 @@ import VhostFrontend
     #expect(
       chain
         == DeviceChain(
-          id: token ?? 99, slots: 2, buffers: [DescriptorSpec(0x500, 7), DescriptorSpec(0x600, 8, write: true)]))
+          id: token ?? 99, slots: 2,
+          buffers: [DescriptorSpec(0x500, 7), DescriptorSpec(0x600, 8, write: true)]))
     #expect(pair.ring.freeDescriptors == 2)
     pair.device.complete(chain, written: 8)
     #expect(pair.ring.poll() == UsedChain(token: token ?? 99, length: 8))

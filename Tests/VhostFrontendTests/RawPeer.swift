@@ -13,7 +13,9 @@ struct RawPeer {
     while done < count {
       var entry = pollfd(fd: socket.raw, events: Int16(POLLIN), revents: 0)
       guard poll(&entry, 1, 10_000) == 1 else { break }
-      let got = bytes.withUnsafeMutableBytes { Glibc.read(socket.raw, $0.baseAddress! + done, count - done) }
+      let got = bytes.withUnsafeMutableBytes {
+        Glibc.read(socket.raw, $0.baseAddress?.advanced(by: done), count - done)
+      }
       guard got > 0 else { break }
       done += got
     }

@@ -50,7 +50,8 @@ import VhostFrontend
       tables.append(table)
       #expect(
         try arena.read(at: table, count: 32) == [
-          0, 0x10, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0x20, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0,
+          0, 0x10, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0x20, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0,
+          0,
         ])
     }
     #expect(tables[1] >= tables[0] + 32 || tables[0] >= tables[1] + 32)
@@ -136,7 +137,9 @@ import VhostFrontend
         == [0xfe, 0xff, 0x34, 0x12, 0, 0, 0, 0, 0xcd, 0xab, 0, 0, 0x21, 0x43])
     try arena.write([1, 0, 7, 0, 5, 0, 0, 0, 6, 0, 0, 0], at: ring.areas.device)
     try arena.write([8, 9], at: ring.areas.device + 4 + 32)
-    let words = ring.withSplit { [$0.rawUsedFlags, $0.rawUsedIndex, $0.rawAvailableEvent, $0.rawAvailableIndex] }
+    let words = ring.withSplit {
+      [$0.rawUsedFlags, $0.rawUsedIndex, $0.rawAvailableEvent, $0.rawAvailableIndex]
+    }
     #expect(words == [1, 7, 0x0908, 0x1234])
     let entry = try #require(ring.withSplit { $0.rawUsedEntry(0) })
     #expect(entry == (5, 6))

@@ -1,4 +1,5 @@
-// A real back-end that is not ours: qemu-storage-daemon with a vhost-user-blk export. Started by a test, ended by pid.
+// A real back-end that is not ours: qemu-storage-daemon with a vhost-user-blk export. Started by a test,
+// ended by pid.
 
 import Foundation
 
@@ -19,7 +20,8 @@ final class StorageDaemon {
     guard truncate(folder + "/disk", off_t(imageBytes)) == 0 else { throw POSIXError(.EIO) }
     let arguments = [
       Self.program, "--blockdev", "driver=file,node-name=f,filename=\(folder)/disk", "--export",
-      "type=vhost-user-blk,id=e,node-name=f,addr.type=unix,addr.path=\(folder)/s,writable=on,num-queues=\(queues)",
+      "type=vhost-user-blk,id=e,node-name=f,addr.type=unix,addr.path=\(folder)/s,writable=on,"
+        + "num-queues=\(queues)",
     ]
     var strings = arguments.map { strdup($0) } + [nil]
     defer { for string in strings { free(string) } }

@@ -65,7 +65,8 @@ struct StorageDaemonTests {
     #expect(disk.device.queueNum.map { $0 >= 3 } == true)
     #expect(disk.config.queueCount == 3)
     for queue in 0..<3 {
-      try disk.write(sector: UInt64(8 * queue), [UInt8](repeating: UInt8(queue + 1), count: 4096), queue: queue)
+      try disk.write(
+        sector: UInt64(8 * queue), [UInt8](repeating: UInt8(queue + 1), count: 4096), queue: queue)
     }
     for queue in 0..<3 {
       let other = (queue + 1) % 3

@@ -8,7 +8,8 @@ import VhostFrontend
   func header() {
     let header = WireHeader(request: 0x0102_0304, flags: 0x9, size: 0x28)
     #expect(header.bytes == [4, 3, 2, 1, 9, 0, 0, 0, 0x28, 0, 0, 0])
-    #expect(WireHeader([0x25, 0, 0, 0, 5, 0, 0, 0, 8, 1, 0, 0]) == WireHeader(request: 37, flags: 5, size: 264))
+    #expect(
+      WireHeader([0x25, 0, 0, 0, 5, 0, 0, 0, 8, 1, 0, 0]) == WireHeader(request: 37, flags: 5, size: 264))
     #expect(WireHeader.replyFlags == 0x5)
   }
 
@@ -49,7 +50,8 @@ import VhostFrontend
     #expect(
       WireConfig(offset: 32, size: 1, flags: 2, piece: [7]).bytes
         == [32, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 7])
-    #expect(WireLog(size: 0x10, offset: 0x20).bytes == [0x10, 0, 0, 0, 0, 0, 0, 0, 0x20, 0, 0, 0, 0, 0, 0, 0])
+    #expect(
+      WireLog(size: 0x10, offset: 0x20).bytes == [0x10, 0, 0, 0, 0, 0, 0, 0, 0x20, 0, 0, 0, 0, 0, 0, 0])
     let inflight = WireInflight(mmapSize: 0x40, mmapOffset: 0x1000, queueCount: 2, queueSize: 128)
     let inflightBytes: [UInt8] = [
       0x40, 0, 0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0, 0, 0, 0, 2, 0, 128, 0, 0, 0, 0, 0,
