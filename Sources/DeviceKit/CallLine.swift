@@ -10,7 +10,7 @@ import HostIO
 /// Neither can block the thread: the kick is a multishot poll that is never read (its counter may grow), the call a
 /// write of which at most one is under way; a call that falls due meanwhile is made when that one has ended.
 @safe @usableFromInline final class CallLine {
-  // SAFETY: the thread's ring and constant, used on its thread only.
+  // SAFETY: the ring and the constant of the thread's tools, used on that thread only.
   private let uring: UnsafeMutablePointer<IOUring>
   private let one: UnsafeMutablePointer<UInt64>
   private let seat: UInt16
@@ -28,8 +28,8 @@ import HostIO
   private var callAgain = false
 
   init(place: RunnerPlace) {
-    unsafe uring = unsafe place.uring
-    unsafe one = unsafe place.one
+    unsafe uring = unsafe place.tools.uring
+    unsafe one = unsafe place.tools.one
     seat = place.seat
     epoch = place.epoch
     kickSlot = QueueThreadCore.kickSlot(place.seat)

@@ -11,6 +11,7 @@ import VirtQueue
   @usableFromInline var ring: R
   // SAFETY: the thread's ring; it outlives every runner of the thread, and only that thread touches either.
   @usableFromInline let uring: UnsafeMutablePointer<IOUring>
+  @usableFromInline let tools: ThreadTools
   @usableFromInline let stem: Token
   /// How many more chains this turn may take, so that neighbours on the thread get theirs.
   @usableFromInline var budget = 0
@@ -20,11 +21,13 @@ import VirtQueue
   @usableFromInline var given: UInt64 = 0
   @usableFromInline let counters: QueueCounters
 
-  @inlinable init(
-    ring: consuming R, uring: UnsafeMutablePointer<IOUring>, stem: Token, counters: QueueCounters
-  ) {
+  /// The queue is being stopped: what cannot end soon is to end badly.
+  public internal(set) var isDraining = false
+
+  init(ring: consuming R, tools: ThreadTools, stem: Token, counters: QueueCounters) {
     self.ring = ring
-    unsafe self.uring = unsafe uring
+    self.tools = tools
+    unsafe uring = unsafe tools.uring
     self.stem = stem
     self.counters = counters
   }
@@ -83,6 +86,20 @@ import VirtQueue
     unsafe uring.pointee.writev(
       file, vectors, count: count, offset: offset, durable: durable,
       token: stem.with(part: part, head: head))
+  }
+
+  /// Comes back after a while (0.2 s), to try again what failed for want of something.
+  @inlinable public mutating func pause(head: UInt16, part: UInt8 = 0) {
+    outstanding &+= 1
+    unsafe uring.pointee.pause(token: stem.with(part: part, head: head))
+  }
+
+  /// Does what would hold the queue up on another thread, one after another, and comes back with what it returned.
+  @inlinable public mutating func offload(
+    head: UInt16, part: UInt8 = 0, _ work: @escaping @Sendable () -> Int32
+  ) {
+    outstanding &+= 1
+    tools.offload(token: stem.with(part: part, head: head), work)
   }
 
   /// Makes a file's data durable: everything whose completion came before.

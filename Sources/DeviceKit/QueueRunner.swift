@@ -6,14 +6,11 @@ import HostIO
 import VirtQueue
 
 /// Where a runner sits and what it was given: made by the host, with the thread's own parts filled in on the thread.
-@safe @usableFromInline struct RunnerPlace {
+@usableFromInline struct RunnerPlace {
   @usableFromInline let layout: RingLayout
   @usableFromInline let map: GuestMemoryMap
   @usableFromInline let inflight: InflightArea?
-  // SAFETY: the thread's ring, which outlives its runners.
-  let uring: UnsafeMutablePointer<IOUring>
-  // SAFETY: a constant 1 that lives as long as the thread: what is written to a call descriptor.
-  let one: UnsafeMutablePointer<UInt64>
+  let tools: ThreadTools
   let seat: UInt16
   let epoch: UInt16
   let counters: QueueCounters
@@ -27,6 +24,8 @@ import VirtQueue
   func turn() -> Bool
   /// Handles the completions of this queue's I/O at the head of the completion queue; true where there were any.
   func reap() -> Bool
+  /// Handles the end of an offloaded operation.
+  func deliver(_ completion: Completion)
   /// Asks the driver for kicks; true where work is there already.
   func park() -> Bool
   func unpark()
@@ -62,8 +61,7 @@ final class QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: Qu
   @usableFromInline
   init(ring: consuming R, worker: consuming W, place: RunnerPlace) {
     let stem = Token(.work, seat: place.seat, epoch: place.epoch)
-    // SAFETY: the place is the thread's own; its ring outlives the runner.
-    io = unsafe QueueIO(ring: ring, uring: place.uring, stem: stem, counters: place.counters)
+    io = QueueIO(ring: ring, tools: place.tools, stem: stem, counters: place.counters)
     self.worker = worker
     line = CallLine(place: place)
     workStem = stem.stem
@@ -115,6 +113,11 @@ final class QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: Qu
     return any
   }
 
+  @usableFromInline func deliver(_ completion: Completion) {
+    io.outstanding &-= 1
+    worker.completed(completion, &io)
+  }
+
   @usableFromInline func park() -> Bool {
     guard isEnabled, !draining else { return false }
     return io.ring.park()
@@ -122,7 +125,10 @@ final class QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: Qu
 
   @usableFromInline func unpark() { io.ring.unpark() }
 
-  @usableFromInline func drain() { draining = true }
+  @usableFromInline func drain() {
+    draining = true
+    io.isDraining = true
+  }
 
   @usableFromInline var drainedBase: UInt32? {
     draining && io.outstanding == 0 && io.ring.liveCount == 0 ? io.ring.base : nil

@@ -9,21 +9,28 @@ import VirtQueue
 public final class QueueThread: Sendable {
   let mailbox: Mailbox<@Sendable (QueueThreadCore) -> Void>
   let core: QueueThreadCore
+  private let helper: Helper?
   private let name: String
   private let cpus: [Int]
   private let pinned = Mutex<PinnedThread?>(nil)
 
-  /// Makes the thread's ring; nothing runs yet. `seats`: queues it can serve; `files`: device descriptors it can hold.
-  public init(name: String, cpus: [Int], policy: PollPolicy, seats: Int, files: Int) throws(HostError) {
-    let mailbox = try Mailbox<@Sendable (QueueThreadCore) -> Void>()
-    core = try QueueThreadCore(policy: policy, seats: seats, files: files, mailbox: mailbox)
-    self.mailbox = mailbox
+  /// Makes the thread's ring; nothing runs yet. `seats`: queues it can serve; `files`: device descriptors it can hold;
+  /// `helped`: whether it has a second thread for work that would hold it up (`VirtioDevice.needsHelper`).
+  public init(
+    name: String, cpus: [Int], policy: PollPolicy, seats: Int, files: Int, helped: Bool = false
+  ) throws(HostError) {
+    mailbox = try Mailbox<@Sendable (QueueThreadCore) -> Void>()
+    helper = helped ? try Helper() : nil
+    let ring = try IOUring(entries: 1024, files: UInt32(1 + 2 * seats + files))
+    core = try QueueThreadCore(
+      policy: policy, seats: seats, tools: ThreadTools(ring, helper: helper, mailbox: mailbox))
     self.name = name
     self.cpus = cpus
   }
 
   /// Starts serving. Returns a warning where the processors asked for cannot be had; the thread then runs elsewhere.
   public func start() throws(HostError) -> HostError? {
+    try helper?.start(name: name + "+")
     let thread = try PinnedThread(name: name, cpus: cpus) { [core] in core.run() }
     let warning = thread.affinityError
     pinned.withLock { $0 = thread }
@@ -39,6 +46,7 @@ public final class QueueThread: Sendable {
     guard let thread = started else { return }
     mailbox.post { $0.quit() }
     thread.join()
+    helper?.finish()
   }
 
   /// Runs `body` on the thread and returns what it returned.

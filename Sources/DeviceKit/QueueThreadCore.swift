@@ -10,11 +10,10 @@ import VirtQueue
 /// The thread's state: its ring, its seats, and the one loop.
 // SAFETY (Sendable): used by the thread that makes it until `QueueThread.start`, by the queue thread alone from then on.
 @safe final class QueueThreadCore: @unchecked Sendable {
-  // SAFETY: one heap cell each, made in `init`, released in `deinit` after the thread has ended.
-  let uring: UnsafeMutablePointer<IOUring>
-  private let one: UnsafeMutablePointer<UInt64>
+  private let tools: ThreadTools
+  // SAFETY: the tools' ring, alive with them.
+  private let uring: UnsafeMutablePointer<IOUring>
   private let policy: PollPolicy
-  private let mailbox: Mailbox<@Sendable (QueueThreadCore) -> Void>
   /// Runners by seat, and those among them that run, for the loop.
   private var seats: [(any QueueRunning)?]
   private var active: [any QueueRunning] = []
@@ -31,25 +30,12 @@ import VirtQueue
   private static let mailSlot = FileSlot(0)
   private static let mailToken = Token(.mail, seat: 0, epoch: 0).raw
 
-  init(
-    policy: PollPolicy, seats: Int, files: Int, mailbox: Mailbox<@Sendable (QueueThreadCore) -> Void>
-  ) throws(HostError) {
-    let ring = try IOUring(entries: 1024, files: UInt32(1 + 2 * seats + files))
-    try ring.register(mailbox.wakeDescriptor, at: Self.mailSlot)
-    unsafe uring = .allocate(capacity: 1)
-    unsafe uring.initialize(to: ring)
-    unsafe one = .allocate(capacity: 1)
-    unsafe one.initialize(to: 1)
+  init(policy: PollPolicy, seats: Int, tools: ThreadTools) throws(HostError) {
     self.policy = policy
-    self.mailbox = mailbox
+    self.tools = tools
+    unsafe uring = unsafe tools.uring
     self.seats = Array(repeating: nil, count: seats)
-  }
-
-  deinit {
-    // SAFETY: no runner is left, and the thread has ended.
-    unsafe uring.deinitialize(count: 1)
-    unsafe uring.deallocate()
-    unsafe one.deallocate()
+    try unsafe uring.pointee.register(tools.mailbox.wakeDescriptor, at: Self.mailSlot)
   }
 
   // MARK: Before the thread starts
@@ -158,7 +144,7 @@ import VirtQueue
       case .call where isCurrent: runner?.line.called(event)
       case .mail:
         if !event.more { unsafe uring.pointee.pollReadable(Self.mailSlot, token: Self.mailToken) }
-        for message in mailbox.takeAll() { message(self) }
+        for message in tools.mailbox.takeAll() { message(self) }
         any = true
       default: break
       }
@@ -188,8 +174,8 @@ import VirtQueue
     if let failure { return .host(failure) }
     guard Int(seat) < seats.count, seats[Int(seat)] == nil else { return .alreadyRunning }
     epoch &+= 1
-    let place = unsafe RunnerPlace(
-      layout: setup.layout, map: setup.map, inflight: setup.inflight, uring: uring, one: one, seat: seat,
+    let place = RunnerPlace(
+      layout: setup.layout, map: setup.map, inflight: setup.inflight, tools: tools, seat: seat,
       epoch: epoch,
       counters: counters, enabled: setup.enabled, onFault: setup.onFault)
     do {
@@ -218,6 +204,12 @@ import VirtQueue
     runner.drain()
     whenDrained.append((Int(seat), done))
     return true
+  }
+
+  /// The end of what was offloaded; of a queue that is gone, nobody's business.
+  func deliver(_ token: Token, result: Int32) {
+    guard let runner = runner(token.seat), runner.workStem == token.stem else { return }
+    runner.deliver(Completion(head: token.head, part: token.part, result: result))
   }
 
   func quit() {

@@ -40,6 +40,9 @@ public protocol VirtioDevice: AnyObject, Sendable {
   /// a worker names them by `QueueStart.files`, in this order.
   var descriptors: [Int32] { get }
 
+  /// Whether workers call `QueueIO.offload`.
+  var needsHelper: Bool { get }
+
   /// Writes the device's configuration space, from its start.
   func readConfig(_ out: inout ConfigWriter)
   /// The driver writes bytes of it.
@@ -59,6 +62,7 @@ public protocol VirtioDevice: AnyObject, Sendable {
 
 extension VirtioDevice {
   public var descriptors: [Int32] { [] }
+  public var needsHelper: Bool { false }
   public func readConfig(_ out: inout ConfigWriter) {}
   public func writeConfig(_ bytes: RawSpan, at offset: Int) throws(DeviceError) {
     throw .configRefused(offset: offset, count: bytes.byteCount)

@@ -17,6 +17,8 @@ public struct FileSlot: Sendable, Equatable {
   // SAFETY: one heap cell with a fixed address, initialised by liburing before it is stored here and torn down in
   // `deinit`; the rings it points to are mapped for as long. Only one thread at a time holds this value.
   @usableFromInline let ring: UnsafeMutablePointer<io_uring>
+  // SAFETY: a constant with a fixed address, alive with the ring.
+  let pauseTime: UnsafeMutablePointer<__kernel_timespec>
   /// Entries in the submission queue.
   public let capacity: UInt32
   public let fileCapacity: UInt32
@@ -64,6 +66,8 @@ public struct FileSlot: Sendable, Equatable {
     }
     probed = unsafe Self.probe(cell)
     unsafe ring = unsafe cell
+    unsafe pauseTime = .allocate(capacity: 1)
+    unsafe pauseTime.initialize(to: __kernel_timespec(tv_sec: 0, tv_nsec: 200_000_000))
     capacity = unsafe cell.pointee.sq.ring_entries
     fileCapacity = files
   }
@@ -72,6 +76,7 @@ public struct FileSlot: Sendable, Equatable {
     // SAFETY: initialised in `init`, and used by nobody after this value's end.
     unsafe io_uring_queue_exit(ring)
     unsafe ring.deallocate()
+    unsafe pauseTime.deallocate()
   }
 
   private static func probe(_ ring: UnsafeMutablePointer<io_uring>) -> [Bool] {
