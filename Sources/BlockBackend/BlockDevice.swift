@@ -13,6 +13,14 @@ public final class BlockDevice: VirtioDevice {
     /// What GET_ID returns: at most 20 bytes are used.
     public var serial: String
     public var queueLimit: Int
+    /// The block size that drivers are told, in bytes; nil: what the storage works in.
+    public var blockSize: UInt32?
+    /// False: every write is durable when it completes, and the driver is told of no cache.
+    public var writeCache = true
+    /// False: drivers are not offered DISCARD.
+    public var discard = true
+    /// Where the storage is full: hold writes until there is room, instead of failing them.
+    public var waitsForSpace = false
 
     public init(serial: String, queueLimit: Int = 64) {
       self.serial = serial
@@ -27,6 +35,10 @@ public final class BlockDevice: VirtioDevice {
   public let features: FeatureSet
   let image: BlockImage
   let serial: [UInt8]
+  let waitsForSpace: Bool
+  let bounce = BlockBounce()
+  private let blockSize: UInt32
+  private let writeCache: Bool
   private let capacity: Atomic<UInt64>
   /// The driver's choice: true while writes may stay in a volatile cache until a flush.
   private let writeback = Atomic<Bool>(true)
@@ -37,13 +49,23 @@ public final class BlockDevice: VirtioDevice {
   public init(image: consuming BlockImage, options: Options) {
     identity = DeviceIdentity(
       id: 2, name: "blk", queueLimit: options.queueLimit, counters: BlockCounter.allCases.map(\.name))
-    var features: FeatureSet = [.segmentLimit, .blockSize, .flush, .cacheMode]
-    if options.queueLimit > 1 { features.insert(.multiQueue) }
-    if image.isReadOnly { features.insert(.readOnly) }
-    self.features = features
+    features = Self.features(image, options)
+    blockSize = options.blockSize ?? image.limits.logicalBlock
+    writeCache = options.writeCache
+    waitsForSpace = options.waitsForSpace
     serial = Array(options.serial.utf8.prefix(20))
     capacity = Atomic(image.byteCount / sectorBytes)
     self.image = image
+  }
+
+  private static func features(_ image: borrowing BlockImage, _ options: Options) -> FeatureSet {
+    var features: FeatureSet = [.segmentLimit, .blockSize, .topology]
+    if options.writeCache { features.formUnion([.flush, .cacheMode]) }
+    if options.queueLimit > 1 { features.insert(.multiQueue) }
+    if image.isReadOnly { return features.union(.readOnly) }
+    if image.engine != .null { features.insert(.writeZeroes) }
+    if image.limits.discards, options.discard { features.insert(.discard) }
+    return features
   }
 
   /// The disk's size in sectors of 512 bytes.
@@ -52,18 +74,36 @@ public final class BlockDevice: VirtioDevice {
   var isReadOnly: Bool { image.isReadOnly }
   package var mustBeDurable: Bool { durableWrites.load(ordering: .relaxed) }
 
+  public var needsHelper: Bool { image.engine != .null }
+  /// Whether the driver chose a feature.
+  func has(_ feature: FeatureSet) -> Bool {
+    FeatureSet(rawValue: acknowledged.load(ordering: .relaxed)).contains(feature)
+  }
+
   public var descriptors: [Int32] { image.raw.map { [$0] } ?? [] }
 
   public func readConfig(_ out: inout ConfigWriter) {
+    let limits = image.limits
     out.append(sectors)
     out.append(UInt32(0))  // size_max: not offered
     out.append(Self.segmentLimit)
     out.pad(4)  // geometry: not offered
-    out.append(UInt32(sectorBytes))
-    out.pad(8)  // topology: not offered
+    out.append(blockSize)
+    out.append(UInt8(max(1, limits.physicalBlock / blockSize).trailingZeroBitCount))
+    out.pad(1)  // alignment_offset
+    out.append(UInt16(clamping: max(1, limits.preferred / blockSize)))
+    out.append(limits.optimal / blockSize)
     out.append(UInt8(writeback.load(ordering: .relaxed) ? 1 : 0))
     out.pad(1)
     out.append(UInt16(identity.queueLimit))
+    // A discard gives whole blocks back; others are no error, and do nothing.
+    out.append(features.contains(.discard) ? RangeLimit.discardSectors : 0)
+    out.append(features.contains(.discard) ? UInt32(RangeLimit.segments) : 0)
+    out.append(max(blockSize, limits.physicalBlock) / UInt32(sectorBytes))
+    out.append(features.contains(.writeZeroes) ? RangeLimit.zeroSectors : 0)
+    out.append(features.contains(.writeZeroes) ? UInt32(RangeLimit.segments) : 0)
+    out.append(UInt8(1))  // write_zeroes_may_unmap
+    out.pad(3)
   }
 
   /// Only `writeback`, one byte at offset 32, is the driver's (virtio 1.3 §5.2.4).
@@ -108,7 +148,7 @@ public final class BlockDevice: VirtioDevice {
     let features = FeatureSet(rawValue: acknowledged.load(ordering: .relaxed))
     let volatile =
       features.contains(.cacheMode) ? writeback.load(ordering: .relaxed) : features.contains(.flush)
-    durableWrites.store(!volatile, ordering: .relaxed)
+    durableWrites.store(!volatile || !writeCache, ordering: .relaxed)
   }
 
   public func start(_ queue: consuming QueueStart) throws(DeviceError) {
@@ -120,12 +160,14 @@ public final class BlockDevice: VirtioDevice {
 
 /// What a disk counts, by queue.
 enum BlockCounter: Int, CaseIterable {
-  case reads, writes, flushes, identifications
+  case reads, writes, flushes, identifications, discards, zeroes
   case bytesRead, bytesWritten
   /// Requests ended with IOERR, with UNSUPP, and without a status for want of a place for one.
   case errors, unsupported, malformed
   /// Short or interrupted operations that were continued.
   case continued
+  /// Requests that went through memory of our own for their alignment, and waits for room on the storage.
+  case bounced, waits
   /// Flushes that reached the storage.
   case syncs
 

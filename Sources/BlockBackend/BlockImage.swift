@@ -13,6 +13,8 @@ public enum BlockImageError: Error, Equatable, Sendable {
   /// The size in bytes is 0 or no multiple of 512.
   case oddSize(path: String, bytes: UInt64)
   case readOnlyDevice(path: String)
+  /// The file system has no O_DIRECT.
+  case noDirect(path: String)
 }
 
 /// A disk's storage.
@@ -21,6 +23,9 @@ public struct BlockImage: ~Copyable, Sendable {
   private let descriptor: OwnedFD?
   public let byteCount: UInt64
   public let isReadOnly: Bool
+  public let engine: BlockEngine
+  public let limits: BlockLimits
+  private let isBlockDevice: Bool
   /// The same for every opening of the same storage, different for any other: "device:inode", or the null disk's size.
   public let identity: String
 
@@ -32,12 +37,18 @@ public struct BlockImage: ~Copyable, Sendable {
     }
   }
 
-  /// Opens a raw image. Creates and changes nothing.
-  public init(path: String, readOnly: Bool) throws(BlockImageError) {
-    // SAFETY: a NUL-terminated path; flags only. O_NONBLOCK: a FIFO must not hold us up; it means nothing to files.
-    let raw = unsafe clx_open(path, (readOnly ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK, 0)
+  /// The storage, for calls that are no request of the ring's; nil for a disk that keeps nothing.
+  var storage: BlockStorage? { raw.map { BlockStorage(raw: $0, isBlockDevice: isBlockDevice) } }
+
+  /// Opens a raw image. Creates and changes nothing. `direct`: past the page cache (O_DIRECT).
+  public init(path: String, readOnly: Bool, direct: Bool = false) throws(BlockImageError) {
+    // O_NONBLOCK: a FIFO must not hold us up; it means nothing to files.
+    let flags = (readOnly ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK | (direct ? clx_O_DIRECT : 0)
+    // SAFETY: a NUL-terminated path; flags only.
+    let raw = unsafe clx_open(path, flags, 0)
     guard raw >= 0 else {
       let code = errno
+      if code == EINVAL, direct { throw .noDirect(path: path) }
       if code == EISDIR { throw .notAnImage(path: path, what: "a directory") }
       throw .cannotOpen(path: path, code: code)
     }
@@ -62,9 +73,14 @@ public struct BlockImage: ~Copyable, Sendable {
     case let kind: throw .notAnImage(path: path, what: Self.name(of: kind))
     }
     guard bytes > 0, bytes % sectorBytes == 0 else { throw .oddSize(path: path, bytes: bytes) }
+    guard let fileFacts = try? FileFacts(of: raw) else { throw .cannotOpen(path: path, code: errno) }
+    let probe = BlockProbe(raw, facts: fileFacts, byteCount: bytes, direct: direct)
     self.descriptor = consume descriptor
     byteCount = bytes
     isReadOnly = readOnly
+    engine = probe.engine
+    limits = probe.limits
+    isBlockDevice = fileFacts.kind == .block
     identity = "\(facts.st_dev):\(facts.st_ino)"
   }
 
@@ -72,6 +88,9 @@ public struct BlockImage: ~Copyable, Sendable {
   public init(nullBytes: UInt64) throws(BlockImageError) {
     guard nullBytes > 0, nullBytes % sectorBytes == 0 else { throw .oddSize(path: "null", bytes: nullBytes) }
     descriptor = nil
+    engine = .null
+    limits = BlockLimits()
+    isBlockDevice = false
     byteCount = nullBytes
     isReadOnly = false
     identity = "null:\(nullBytes)"

@@ -8,8 +8,11 @@ extension FeatureSet {
   static let readOnly = FeatureSet(bit: 5)
   static let blockSize = FeatureSet(bit: 6)
   static let flush = FeatureSet(bit: 9)
+  static let topology = FeatureSet(bit: 10)
   static let cacheMode = FeatureSet(bit: 11)
   static let multiQueue = FeatureSet(bit: 12)
+  static let discard = FeatureSet(bit: 13)
+  static let writeZeroes = FeatureSet(bit: 14)
 }
 
 /// Request types (virtio 1.3 §5.2.6).
@@ -20,6 +23,8 @@ enum BlockRequestType {
   /// The legacy name of the same (FLUSH_OUT).
   static let flushOut: UInt32 = 5
   static let getID: UInt32 = 8
+  static let discard: UInt32 = 11
+  static let writeZeroes: UInt32 = 13
   /// Legacy drivers set it on any type; it means nothing here.
   static let barrier: UInt32 = 1 << 31
 }

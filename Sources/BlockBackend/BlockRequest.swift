@@ -31,6 +31,16 @@ import VirtQueue
     }
   }
 
+  /// Whether every vector begins and ends at a multiple of `unit`, a power of two.
+  func isAligned(to unit: UInt) -> Bool {
+    for i in 0..<count {
+      // SAFETY: i < count.
+      let vector = unsafe first[i]
+      if unsafe (UInt(bitPattern: vector.iov_base) | UInt(vector.iov_len)) & (unit - 1) != 0 { return false }
+    }
+    return true
+  }
+
   /// Leaves off the last byte: the status's place.
   mutating func dropLastByte() {
     guard count > 0 else { return }
@@ -57,7 +67,7 @@ import VirtQueue
 
 /// A request whose I/O runs.
 struct BlockRequest {
-  enum Kind { case read, write, flush }
+  enum Kind: Sendable { case read, write, flush }
 
   let kind: Kind
   let status: StatusPlace

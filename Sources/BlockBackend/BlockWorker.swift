@@ -12,8 +12,16 @@ import VirtQueue
   private static var vectorLimit: Int { 1024 }
   private static var retryLimit: UInt8 { 100 }
 
+  /// What a completion tells of; a plain operation has part 0.
+  private enum Part {
+    static let wait: UInt8 = 1
+    static let ranges: UInt8 = 2
+  }
+
   private let device: BlockDevice
   private let file: FileSlot?
+  private let engine: BlockEngine
+  private let raw: Int32
   // SAFETY: `size` requests; indexed by heads, which are below the queue's size. A request is read only between the
   // `hold` that wrote it and the `take` that ends it.
   private let requests: UnsafeMutablePointer<BlockRequest>
@@ -21,6 +29,8 @@ import VirtQueue
   init(device: BlockDevice, file: FileSlot?, size: UInt16) {
     self.device = device
     self.file = file
+    engine = device.image.engine
+    raw = device.image.raw ?? -1
     unsafe requests = .allocate(capacity: Int(size))
   }
 
@@ -57,6 +67,12 @@ import VirtQueue
     case BlockRequestType.flush, BlockRequestType.flushOut:
       q.count(.flushes)
       flush(chain, status: status, &q)
+    case BlockRequestType.discard:
+      q.count(.discards)
+      change(.discard, chain, needs: .discard, status: status, &q)
+    case BlockRequestType.writeZeroes:
+      q.count(.zeroes)
+      change(.zero, chain, needs: .writeZeroes, status: status, &q)
     case BlockRequestType.getID:
       q.count(.identifications)
       identify(chain, status: status, &q)
@@ -105,6 +121,28 @@ import VirtQueue
     submit(chain, request, file, &q)
   }
 
+  /// Discards or zeroes ranges, on the helper: the calls for that may take long, and no ring has them.
+  private mutating func change<R: VirtRing & ~Copyable>(
+    _ action: RangeAction, _ chain: consuming Chain, needs feature: FeatureSet, status: StatusPlace,
+    _ q: inout QueueIO<R>
+  ) {
+    guard device.has(feature), let storage = device.image.storage else {
+      end(chain, device.isReadOnly ? .ioError : .unsupported, at: status, &q)
+      return
+    }
+    switch BlockRanges(action, in: chain.readable, byteCount: device.byteCount) {
+    case .refused(let refusal): end(chain, refusal, at: status, &q)
+    case .ranges where chain.writable.byteCount != 1: end(chain, .ioError, at: status, &q)
+    case .ranges(let ranges):
+      let request = BlockRequest(kind: .flush, status: status, data: VectorRun(chain.writable))
+      let head = chain.hold()
+      // SAFETY: head < size.
+      unsafe requests[Int(head)] = request
+      let durable = device.mustBeDurable
+      q.offload(head: head, part: Part.ranges) { storage.apply(action, ranges, durable: durable) }
+    }
+  }
+
   /// The serial, NUL padded, as much of it as there is room for; room past it is zeroed.
   private func identify<R: VirtRing & ~Copyable>(
     _ chain: consuming Chain, status: StatusPlace, _ q: inout QueueIO<R>
@@ -123,13 +161,21 @@ import VirtQueue
 
   // MARK: I/O
 
-  /// Holds the chain under its head and moves as much as one operation can.
+  /// Moves as much as one operation can: in place, or with the chain held under its head until the completion.
   private mutating func submit<R: VirtRing & ~Copyable>(
     _ chain: consuming Chain, _ request: BlockRequest, _ file: FileSlot, _ q: inout QueueIO<R>
   ) {
+    if engine == .inline, request.kind != .flush {
+      moveInPlace(chain, request, file, &q)
+      return
+    }
     let head = chain.hold()
     // SAFETY: head < size. The vectors stay with the held chain.
     unsafe requests[Int(head)] = request
+    if engine == .direct, request.kind != .flush, !fitsDirect(request) {
+      bounce(head, request, &q)
+      return
+    }
     let count = min(request.data.count, Self.vectorLimit)
     switch request.kind {
     case .read: unsafe q.readv(file, request.data.first, count: count, offset: request.offset, head: head)
@@ -141,32 +187,107 @@ import VirtQueue
     }
   }
 
+  /// A memory file system answers at once; going through the ring would only add a worker thread.
+  private mutating func moveInPlace<R: VirtRing & ~Copyable>(
+    _ chain: consuming Chain, _ start: BlockRequest, _ file: FileSlot, _ q: inout QueueIO<R>
+  ) {
+    var request = start
+    while true {
+      let count = Int32(min(request.data.count, Self.vectorLimit))
+      let place = Int64(request.offset)
+      // SAFETY: the vectors are the chain's, which is alive; the descriptor is the image's.
+      let moved =
+        request.kind == .read
+        ? unsafe clx_preadv2(raw, request.data.first, count, place, 0)
+        : unsafe clx_pwritev2(
+          raw, request.data.first, count, place, device.mustBeDurable ? Int32(CLX_RWF_DSYNC) : 0)
+      switch judge(moved < 0 ? -errno : Int32(clamping: moved), &request, &q) {
+      case .finished: finish(chain, request.kind, request.total, at: request.status, &q)
+      case .failed: end(chain, .ioError, at: request.status, &q)
+      case .waiting: wait(chain, request, &q)
+      case .more: continue
+      }
+      return
+    }
+  }
+
+  /// O_DIRECT takes whole blocks from and to aligned memory.
+  private func fitsDirect(_ request: BlockRequest) -> Bool {
+    let limits = device.image.limits
+    let block = UInt64(limits.logicalBlock)
+    return request.offset % block == 0 && UInt64(request.left) % block == 0
+      && request.data.isAligned(to: UInt(max(1, limits.memoryAlignment)))
+  }
+
+  private mutating func bounce<R: VirtRing & ~Copyable>(
+    _ head: UInt16, _ request: BlockRequest, _ q: inout QueueIO<R>
+  ) {
+    guard let storage = device.image.storage else { return }
+    q.count(.bounced)
+    let vectors = BorrowedVectors(request.data)
+    let (kind, offset, bytes) = (request.kind, request.offset, request.left)
+    let (limits, durable, bounce) = (device.image.limits, device.mustBeDurable, device.bounce)
+    q.offload(head: head) {
+      bounce.move(
+        kind, vectors, offset: offset, bytes: bytes, storage: storage, limits: limits, durable: durable)
+    }
+  }
+
+  /// What the result of one operation means for its request.
+  private enum Verdict { case finished, more, waiting, failed }
+
+  private func judge<R: VirtRing & ~Copyable>(
+    _ result: Int32, _ request: inout BlockRequest, _ q: inout QueueIO<R>
+  ) -> Verdict {
+    if result == -EINTR || result == -EAGAIN, request.retries < Self.retryLimit {
+      request.retries += 1
+      q.count(.continued)
+      return .more
+    }
+    if result == -ENOSPC, device.waitsForSpace, !q.isDraining { return .waiting }
+    // An error, or nothing moved: the end of a truncated image.
+    guard result >= 0, UInt64(result) <= UInt64(request.left), result > 0 || request.left == 0 else {
+      return .failed
+    }
+    let moved = UInt32(result)
+    if moved == request.left { return .finished }
+    request.data.dropFirst(Int(moved))
+    request.offset &+= UInt64(moved)
+    request.left &-= moved
+    q.count(.continued)
+    return .more
+  }
+
+  /// Full storage: tries again after a while.
+  private mutating func wait<R: VirtRing & ~Copyable>(
+    _ chain: consuming Chain, _ request: BlockRequest, _ q: inout QueueIO<R>
+  ) {
+    q.count(.waits)
+    let head = chain.hold()
+    // SAFETY: head < size.
+    unsafe requests[Int(head)] = request
+    q.pause(head: head, part: Part.wait)
+  }
+
   mutating func completed<R: VirtRing & ~Copyable>(_ completion: Completion, _ q: inout QueueIO<R>) {
     guard let chain = q.take(completion.head), let file else { return }
     // SAFETY: a held chain's request, head < size.
     var request = unsafe requests[Int(completion.head)]
-    let result = completion.result
-    if result == -EINTR || result == -EAGAIN, request.retries < Self.retryLimit {
-      request.retries += 1
-      q.count(.continued)
+    switch completion.part {
+    case Part.wait:
       submit(chain, request, file, &q)
       return
-    }
-    // An error, or nothing moved: the end of a truncated image.
-    guard result >= 0, UInt64(result) <= UInt64(request.left), result > 0 || request.left == 0 else {
-      end(chain, .ioError, at: request.status, &q)
+    case Part.ranges:
+      end(chain, completion.result == 0 ? .ok : .ioError, at: request.status, &q)
       return
+    default: break
     }
-    let moved = UInt32(result)
-    if moved < request.left {
-      request.data.dropFirst(Int(moved))
-      request.offset &+= UInt64(moved)
-      request.left &-= moved
-      q.count(.continued)
-      submit(chain, request, file, &q)
-      return
+    switch judge(completion.result, &request, &q) {
+    case .finished: finish(chain, request.kind, request.total, at: request.status, &q)
+    case .failed: end(chain, .ioError, at: request.status, &q)
+    case .waiting: wait(chain, request, &q)
+    case .more: submit(chain, request, file, &q)
     }
-    finish(chain, request.kind, request.total, at: request.status, &q)
   }
 
   // MARK: A request goes out

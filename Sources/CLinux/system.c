@@ -25,3 +25,20 @@ int clx_strerror(int code, char *buffer, size_t capacity) {
 }
 
 int clx_signalfd(const sigset_t *signals) { return signalfd(-1, signals, SFD_NONBLOCK | SFD_CLOEXEC); }
+
+int clx_direct_alignment(int fd, uint32_t *memory, uint32_t *offset) {
+  // struct statx as the kernel has it; this libc's ends before the two fields.
+  struct {
+    uint32_t mask;
+    uint8_t before[148];
+    uint32_t memory, offset;
+    uint8_t after[96];
+  } facts;
+  enum { STATX_DIOALIGN_BIT = 0x2000 };
+  memset(&facts, 0, sizeof facts);
+  if (syscall(SYS_statx, fd, "", AT_EMPTY_PATH, STATX_DIOALIGN_BIT, &facts) != 0) return -1;
+  if ((facts.mask & STATX_DIOALIGN_BIT) == 0 || facts.memory == 0 || facts.offset == 0) return -1;
+  *memory = facts.memory;
+  *offset = facts.offset;
+  return 0;
+}

@@ -21,9 +21,12 @@ final class Disk {
   /// A disk of 1 MiB whose sector n is filled with the byte n, negotiated as asked.
   init(
     readOnly: Bool = false, null: Bool = false, serial: String = "a serial",
-    features: FeatureSet = [.init(bit: 9), .init(bit: 11)], queueSize: Int = 64
+    features: FeatureSet = [.init(bit: 9), .init(bit: 11), .init(bit: 13), .init(bit: 14)],
+    queueSize: Int = 64,
+    at place: String = NSTemporaryDirectory(), direct: Bool = false,
+    change: (inout BlockDevice.Options) -> Void = { _ in }
   ) throws {
-    folder = NSTemporaryDirectory() + "blk-" + UUID().uuidString
+    folder = place + "/blk-" + UUID().uuidString
     try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: true)
     path = folder + "/disk.img"
     var bytes = Data(count: Self.sectors * 512)
@@ -34,9 +37,12 @@ final class Disk {
     try bytes.write(to: URL(fileURLWithPath: path))
     let image =
       null
-      ? try BlockImage(nullBytes: UInt64(Self.sectors * 512)) : try BlockImage(path: path, readOnly: readOnly)
-    device = BlockDevice(image: image, options: .init(serial: serial, queueLimit: 1))
-    thread = try QueueThread(name: "disk", cpus: [], policy: .adaptive, seats: 1, files: 1)
+      ? try BlockImage(nullBytes: UInt64(Self.sectors * 512))
+      : try BlockImage(path: path, readOnly: readOnly, direct: direct)
+    var options = BlockDevice.Options(serial: serial, queueLimit: 1)
+    change(&options)
+    device = BlockDevice(image: image, options: options)
+    thread = try QueueThread(name: "disk", cpus: [], policy: .adaptive, seats: 1, files: 1, helped: true)
     host = try DeviceHost(device: device, threads: [thread])
     _ = try thread.start()
     queue = try TinyQueue(size: queueSize)

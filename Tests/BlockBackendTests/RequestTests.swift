@@ -134,7 +134,7 @@ struct RequestTests {
 
   @Test(
     "BK05 BK19 unknown, SCSI, zoned, lifetime and erase requests are unsupported",
-    arguments: [2, 3, 6, 7, 9, 10, 14, 15, 16, 18, 20, 22, 24, 26, 0x7fff_ffff])
+    arguments: [2, 3, 6, 7, 9, 10, 12, 14, 15, 16, 18, 20, 22, 24, 26, 0x7fff_ffff])
   func unsupported(type: UInt32) throws {
     let disk = try Disk()
     #expect(try disk.request(type, data: 512) == (2, 0))

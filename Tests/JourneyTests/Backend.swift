@@ -23,7 +23,8 @@ final class Backend {
     let seats = (device.identity.queueLimit + count - 1) / count
     threads = try (0..<count).map {
       try QueueThread(
-        name: "journey-\($0)", cpus: [], policy: policy, seats: seats, files: device.descriptors.count)
+        name: "journey-\($0)", cpus: [], policy: policy, seats: seats, files: device.descriptors.count,
+        helped: device.needsHelper)
     }
     host = try DeviceHost(device: device, threads: threads)
     var log = Logger(label: "journey") { StreamLogHandler.standardError(label: $0) }

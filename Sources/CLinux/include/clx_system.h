@@ -100,3 +100,6 @@ int clx_strerror(int code, char *buffer, size_t capacity);
 
 /// A non-blocking signalfd for a set of signals.
 int clx_signalfd(const sigset_t *signals);
+
+/// What O_DIRECT asks of memory and of offsets, in bytes (statx, STATX_DIOALIGN, kernel 6.1); -1 where that is not told.
+int clx_direct_alignment(int fd, uint32_t *memory, uint32_t *offset);
