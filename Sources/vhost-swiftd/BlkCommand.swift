@@ -35,11 +35,37 @@ struct BlkCommand: ParsableCommand {
   @Option(help: ArgumentHelp("What the guest sees as the disk's serial, up to 20 bytes.", valueName: "text"))
   var serial: String?
 
+  @Flag(help: "Go past the page cache (O_DIRECT); requests that do not fit its alignment are copied.")
+  var direct = false
+
+  @Option(
+    help: ArgumentHelp(
+      "The block size that the guest is told: 512 to 4096. Default: what the storage works in.",
+      valueName: "bytes"))
+  var blockSize: UInt32?
+
+  @Option(
+    help: "off: each write is on stable storage before it completes, and the guest is told of no cache.")
+  var writeCache = Switch.on
+
+  @Option(help: "Whether the guest may give blocks back to the image's file system or device.")
+  var discard = Switch.on
+
+  @Option(help: "A full file system: report the error to the guest, or wait until there is room.")
+  var onEnospc = FullStorage.report
+
+  enum Switch: String, ExpressibleByArgument, CaseIterable { case on, off }
+  enum FullStorage: String, ExpressibleByArgument, CaseIterable { case report, wait }
+
   func validate() throws {
     guard (blkFile == nil) != (nullSize == nil) else {
       throw ValidationError("give exactly one of --blk-file and --null-size")
     }
     if readOnly, nullSize != nil { throw ValidationError("--read-only goes with --blk-file") }
+    if direct, nullSize != nil { throw ValidationError("--direct goes with --blk-file") }
+    if let blockSize, ![512, 1024, 2048, 4096].contains(blockSize) {
+      throw ValidationError("--block-size \(blockSize): expected 512, 1024, 2048 or 4096")
+    }
     if let serial, serial.utf8.count > 20 {
       throw ValidationError("--serial '\(serial)': \(serial.utf8.count) bytes, at most 20 are possible")
     }
@@ -50,15 +76,23 @@ struct BlkCommand: ParsableCommand {
 
   func run() throws {
     let image = try openImage()
-    let options = BlockDevice.Options(
+    var options = BlockDevice.Options(
       serial: serial ?? Self.defaultSerial(image.identity), queueLimit: service.numQueues ?? 64)
+    options.blockSize = blockSize
+    options.writeCache = writeCache == .on
+    options.discard = discard == .on
+    options.waitsForSpace = onEnospc == .wait
+    let unit = UInt64(blockSize ?? image.limits.logicalBlock)
+    guard image.byteCount % unit == 0 else {
+      throw Failure.run("image of \(image.byteCount) bytes: expected a multiple of the block size, \(unit)")
+    }
     try Service(options: service, device: BlockDevice(image: image, options: options)).run()
   }
 
   private func openImage() throws(Failure) -> BlockImage {
     do {
       if let nullSize { return try BlockImage(nullBytes: nullSize.bytes) }
-      return try BlockImage(path: blkFile ?? "", readOnly: readOnly)
+      return try BlockImage(path: blkFile ?? "", readOnly: readOnly, direct: direct)
     } catch {
       throw .run(Self.sentence(for: error))
     }
@@ -73,6 +107,8 @@ struct BlkCommand: ParsableCommand {
       "'\(path)' is \(what): expected a raw image file or a block device"
     case .oddSize(let path, let bytes):
       "image '\(path)' has \(bytes) bytes: expected a multiple of 512 above 0 (truncate -s makes one)"
+    case .noDirect(let path):
+      "'\(path)' is on a file system without O_DIRECT: leave --direct out"
     case .readOnlyDevice(let path):
       "'\(path)' is a read-only block device: add --read-only"
     }

@@ -81,7 +81,8 @@ struct Service {
     return try (0..<count).map { index in
       try QueueThread(
         name: "\(identity.name)-\(index)", cpus: cpus.map { [$0[index % $0.count]] } ?? [],
-        policy: options.poll.policy, seats: seats, files: device.descriptors.count)
+        policy: options.poll.policy, seats: seats, files: device.descriptors.count,
+        helped: device.needsHelper)
     }
   }
 
