@@ -1,13 +1,13 @@
-// The two wires of a queue beside its ring: the kick descriptor that wakes us and the call descriptor that wakes the
-// driver, both served through the thread's io_uring. On the queue's thread.
+// The wires of a queue beside its ring: the kick descriptor that wakes us, the call descriptor that wakes the driver, and
+// the error descriptor that tells the front-end of a broken ring, all served through the thread's io_uring. On the queue's thread.
 
 import CLinux
 import Glibc
 import HostIO
 
-/// Polls one kick descriptor and writes one call descriptor.
+/// Polls one kick descriptor and writes one call descriptor and one error descriptor.
 ///
-/// Neither can block the thread: the kick is a multishot poll that is never read (its counter may grow), the call a
+/// None can block the thread: the kick is a multishot poll that is never read (its counter may grow), the call a
 /// write of which at most one is under way; a call that falls due meanwhile is made when that one has ended.
 @safe @usableFromInline final class CallLine {
   // SAFETY: the ring and the constant of the thread's tools, used on that thread only.
@@ -17,6 +17,8 @@ import HostIO
   private let epoch: UInt16
   private let kickSlot: FileSlot
   private let callSlot: FileSlot
+  private let errorSlot: FileSlot
+  private var hasError = false
   private let counters: QueueCounters
 
   private(set) var hasKick = false
@@ -34,6 +36,7 @@ import HostIO
     epoch = place.epoch
     kickSlot = QueueThreadCore.kickSlot(place.seat)
     callSlot = QueueThreadCore.callSlot(place.seat)
+    errorSlot = QueueThreadCore.errorSlot(place.seat)
     counters = place.counters
   }
 
@@ -58,13 +61,30 @@ import HostIO
     if signal { call() }
   }
 
-  /// Ends the polling and lets both descriptors go.
+  /// Puts a new error descriptor in (nil: none).
+  func setError(_ descriptor: Int32?) throws(HostError) {
+    hasError = descriptor != nil
+    unsafe try uring.pointee.register(descriptor ?? -1, at: errorSlot)
+  }
+
+  /// Tells the front-end that the ring is broken. Its answer to that is the front-end's affair: so is a write that fails.
+  func reportError() {
+    guard hasError else { return }
+    // SAFETY: `one` stays as it is for the thread's life.
+    unsafe uring.pointee.submit(
+      .write, on: errorSlot, offset: 0, address: UInt(bitPattern: one), length: 8,
+      token: Token(.ignored, seat: seat, epoch: epoch).raw)
+  }
+
+  /// Ends the polling and lets all descriptors go.
   func close() {
     stopKick()
     hasCall = false
+    hasError = false
     // A slot that cannot be emptied keeps its file until it is filled again: nothing to do about it here.
     unsafe try? uring.pointee.register(-1, at: kickSlot)
     unsafe try? uring.pointee.register(-1, at: callSlot)
+    unsafe try? uring.pointee.register(-1, at: errorSlot)
   }
 
   func call() {

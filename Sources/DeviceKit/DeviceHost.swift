@@ -26,13 +26,15 @@ public struct QueueSetup: Sendable {
   /// that polls.
   public var kick: Int32?
   public var call: Int32?
+  /// Signalled once when the ring breaks.
+  public var error: Int32?
   /// Called once, on the queue's thread, when the ring breaks.
   public var onFault: @Sendable (QueueFault) -> Void
 
   public init(
     layout: RingLayout, features: FeatureSet, map: GuestMemoryMap, inflight: InflightArea? = nil,
     enabled: Bool,
-    kick: Int32?, call: Int32?, onFault: @escaping @Sendable (QueueFault) -> Void
+    kick: Int32?, call: Int32?, error: Int32? = nil, onFault: @escaping @Sendable (QueueFault) -> Void
   ) {
     self.layout = layout
     self.features = features
@@ -41,6 +43,7 @@ public struct QueueSetup: Sendable {
     self.enabled = enabled
     self.kick = kick
     self.call = call
+    self.error = error
     self.onFault = onFault
   }
 }
@@ -143,6 +146,12 @@ public final class DeviceHost: Sendable {
     onRunner(index) { runner in
       Self.caught { () throws(HostError) in try runner.line.setCall(descriptor, signal: true) }
     } ?? nil
+  }
+
+  /// Replaces the error descriptor of a running queue.
+  public func setError(_ index: Int, _ descriptor: Int32?) -> HostError? {
+    onRunner(index) { runner in Self.caught { () throws(HostError) in try runner.line.setError(descriptor) } }
+      ?? nil
   }
 
   /// Moves running queues to a new memory map; returns those whose rings are not in it, which are broken.

@@ -139,6 +139,7 @@ final class QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: Qu
   private func reportFault() {
     faultReported = true
     counters.add(to: .faults)
+    line.reportError()
     if let fault = io.ring.fault { onFault(fault) }
   }
 }

@@ -21,9 +21,10 @@ public final class QueueThread: Sendable {
   ) throws(HostError) {
     mailbox = try Mailbox<@Sendable (QueueThreadCore) -> Void>()
     helper = helped ? try Helper() : nil
-    let ring = try IOUring(entries: 1024, files: UInt32(1 + 2 * seats + files))
+    let ring = try IOUring(entries: 1024, files: QueueThreadCore.tableSize(seats: seats, files: files))
     core = try QueueThreadCore(
-      policy: policy, seats: seats, tools: ThreadTools(ring, helper: helper, mailbox: mailbox))
+      policy: policy, followsMemory: cpus.isEmpty, seats: seats,
+      tools: ThreadTools(ring, helper: helper, mailbox: mailbox))
     self.name = name
     self.cpus = cpus
   }

@@ -14,6 +14,8 @@ import VirtQueue
   // SAFETY: the tools' ring, alive with them.
   private let uring: UnsafeMutablePointer<IOUring>
   private let policy: PollPolicy
+  /// No processors were chosen for the thread: it may go where its rings' memory is.
+  private let followsMemory: Bool
   /// Runners by seat, and those among them that run, for the loop.
   private var seats: [(any QueueRunning)?]
   private var active: [any QueueRunning] = []
@@ -25,13 +27,17 @@ import VirtQueue
   private(set) var reservedSeats = 0
   private var reservedFiles = 0
 
-  static func kickSlot(_ seat: UInt16) -> FileSlot { FileSlot(1 + 2 * UInt32(seat)) }
-  static func callSlot(_ seat: UInt16) -> FileSlot { FileSlot(2 + 2 * UInt32(seat)) }
+  /// The file table: the mailbox, then a kick, a call and an error descriptor a seat, then the devices' own.
+  static func kickSlot(_ seat: UInt16) -> FileSlot { FileSlot(1 + 3 * UInt32(seat)) }
+  static func callSlot(_ seat: UInt16) -> FileSlot { FileSlot(2 + 3 * UInt32(seat)) }
+  static func errorSlot(_ seat: UInt16) -> FileSlot { FileSlot(3 + 3 * UInt32(seat)) }
+  static func tableSize(seats: Int, files: Int) -> UInt32 { UInt32(1 + 3 * seats + files) }
   private static let mailSlot = FileSlot(0)
   private static let mailToken = Token(.mail, seat: 0, epoch: 0).raw
 
-  init(policy: PollPolicy, seats: Int, tools: ThreadTools) throws(HostError) {
+  init(policy: PollPolicy, followsMemory: Bool, seats: Int, tools: ThreadTools) throws(HostError) {
     self.policy = policy
+    self.followsMemory = followsMemory
     self.tools = tools
     unsafe uring = unsafe tools.uring
     self.seats = Array(repeating: nil, count: seats)
@@ -49,7 +55,7 @@ import VirtQueue
 
   /// Registers a device's descriptor for the thread's life.
   func register(_ descriptor: Int32) throws(HostError) -> FileSlot {
-    let slot = FileSlot(UInt32(1 + 2 * seats.count + reservedFiles))
+    let slot = FileSlot(Self.tableSize(seats: seats.count, files: reservedFiles))
     try unsafe uring.pointee.register(descriptor, at: slot)
     reservedFiles += 1
     return slot
@@ -174,6 +180,7 @@ import VirtQueue
     if let failure { return .host(failure) }
     guard Int(seat) < seats.count, seats[Int(seat)] == nil else { return .alreadyRunning }
     epoch &+= 1
+    settle(near: setup)
     let place = RunnerPlace(
       layout: setup.layout, map: setup.map, inflight: setup.inflight, tools: tools, seat: seat,
       epoch: epoch,
@@ -183,6 +190,7 @@ import VirtQueue
       do {
         try runner.line.setKick(setup.kick)
         try runner.line.setCall(setup.call, signal: false)
+        try runner.line.setError(setup.error)
       } catch {
         runner.line.close()
         return .host(error)
@@ -194,6 +202,17 @@ import VirtQueue
     } catch {
       return .layout(error)
     }
+  }
+
+  /// Moves the thread to the memory node of the first ring it serves, so that what is made for the ring lies there too.
+  private func settle(near setup: QueueSetup) {
+    // SAFETY: only the address is used, to ask where its page is.
+    guard followsMemory, active.isEmpty, Topology.nodeCount > 1,
+      let ring = unsafe setup.map.ringArea(at: setup.layout.descriptorArea, length: 16, alignment: 16),
+      let node = unsafe Topology.node(of: ring)
+    else { return }
+    // A node without processors: the thread stays where the kernel has it.
+    Topology.runOn(node: node)
   }
 
   func runner(_ seat: UInt16) -> (any QueueRunning)? { Int(seat) < seats.count ? seats[Int(seat)] : nil }

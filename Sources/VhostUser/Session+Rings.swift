@@ -97,13 +97,11 @@ extension Session {
       if area == nil { return .refused("ring \(index) has no place in the inflight region") }
     }
     let log = log
-    let errorLine = ring.errorLine
     let setup = QueueSetup(
       layout: layout, features: acknowledged, map: map, inflight: area, enabled: ring.enabled,
       kick: ring.kickRaw,
-      call: ring.callRaw,
+      call: ring.callRaw, error: ring.errorRaw,
       onFault: { fault in
-        errorLine.signal()
         log.warning("ring \(index) is broken: \(fault)")
       })
     if let error = host.start(index, setup) { return .refused("ring \(index) does not start: \(error)") }
@@ -121,7 +119,9 @@ extension Session {
 
   func setError(_ ring: Vring, _ descriptor: consuming OwnedFD?) -> Handling {
     guard Self.isUsable(descriptor) else { return .refused("an error line that is no eventfd") }
-    ring.errorLine.set(descriptor)
+    ring.setError(descriptor)
+    guard ring.started, let index = rings.firstIndex(where: { $0 === ring }) else { return .done }
+    if let error = host.setError(index, ring.errorRaw) { return .refused("error line: \(error)") }
     return .done
   }
 

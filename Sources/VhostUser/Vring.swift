@@ -1,24 +1,7 @@
-// What a session knows of one ring between its messages. On the control thread; `ErrorLine` is also the queue thread's.
+// What a session knows of one ring between its messages. On the control thread.
 
 import HostIO
-import Synchronization
 import VirtQueue
-
-/// The front-end's descriptor for errors of one ring: signalled by the queue's thread when the ring breaks.
-final class ErrorLine: Sendable {
-  private let descriptor = Mutex<OwnedFD?>(nil)
-
-  func set(_ new: consuming sending OwnedFD?) {
-    var new = new
-    descriptor.withLock { current in swap(&current, &new) }
-  }
-
-  func signal() {
-    descriptor.withLock { current in
-      if let raw = current?.raw { EventFD.signal(raw) }
-    }
-  }
-}
 
 /// The ring addresses of SET_VRING_ADDR, in the front-end's address space.
 struct VringAddresses: Equatable {
@@ -45,12 +28,14 @@ final class Vring {
   /// Nil until SET_VRING_KICK, or where the ring is to be polled.
   private(set) var kick: OwnedFD?
   private(set) var call: OwnedFD?
-  let errorLine = ErrorLine()
+  private(set) var error: OwnedFD?
 
   func setKick(_ descriptor: consuming OwnedFD?) { kick = descriptor }
   func setCall(_ descriptor: consuming OwnedFD?) { call = descriptor }
+  func setError(_ descriptor: consuming OwnedFD?) { error = descriptor }
   var kickRaw: Int32? { kick?.raw }
   var callRaw: Int32? { call?.raw }
+  var errorRaw: Int32? { error?.raw }
 
   func markStarted() { started = true }
 
@@ -69,6 +54,6 @@ final class Vring {
     enabled = false
     kick = nil
     call = nil
-    errorLine.set(nil)
+    error = nil
   }
 }
