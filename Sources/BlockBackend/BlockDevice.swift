@@ -21,6 +21,7 @@ public final class BlockDevice: VirtioDevice {
     public var discard = true
     /// Where the storage is full: hold writes until there is room, instead of failing them.
     public var waitsForSpace = false
+    public var lock = ImageLockPolicy()
 
     public init(serial: String, queueLimit: Int = 64) {
       self.serial = serial
@@ -36,6 +37,7 @@ public final class BlockDevice: VirtioDevice {
   let image: BlockImage
   let serial: [UInt8]
   let waitsForSpace: Bool
+  private let lockPolicy: ImageLockPolicy
   let bounce = BlockBounce()
   private let blockSize: UInt32
   private let writeCache: Bool
@@ -53,6 +55,7 @@ public final class BlockDevice: VirtioDevice {
     blockSize = options.blockSize ?? image.limits.logicalBlock
     writeCache = options.writeCache
     waitsForSpace = options.waitsForSpace
+    lockPolicy = options.lock
     serial = Array(options.serial.utf8.prefix(20))
     capacity = Atomic(image.byteCount / sectorBytes)
     self.image = image
@@ -149,6 +152,29 @@ public final class BlockDevice: VirtioDevice {
     let volatile =
       features.contains(.cacheMode) ? writeback.load(ordering: .relaxed) : features.contains(.flush)
     durableWrites.store(!volatile || !writeCache, ordering: .relaxed)
+  }
+
+  private var lock: ImageLock? {
+    guard lockPolicy.isOn, let raw = image.raw else { return nil }
+    return ImageLock(raw: raw, shared: image.isReadOnly)
+  }
+
+  /// Whether another process writes to the image (or reads it, where we would write).
+  public var isInUseElsewhere: Bool { lock?.isTakenElsewhere ?? false }
+
+  public func willRun() throws(DeviceError) {
+    guard let lock, !lock.take(within: lockPolicy.wait) else { return }
+    throw .startRefused("the image is locked by another process")
+  }
+
+  public func didStop() { lock?.release() }
+
+  /// Looks at the storage's size again; true where the disk has another one now. Any thread. A size that is no multiple
+  /// of the block size counts down to the last whole block.
+  public func refreshSize() -> Bool {
+    guard let bytes = image.currentByteCount else { return false }
+    let whole = bytes / UInt64(blockSize) * UInt64(blockSize) / sectorBytes
+    return capacity.exchange(whole, ordering: .relaxed) != whole
   }
 
   public func start(_ queue: consuming QueueStart) throws(DeviceError) {

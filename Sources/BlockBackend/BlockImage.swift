@@ -37,6 +37,17 @@ public struct BlockImage: ~Copyable, Sendable {
     }
   }
 
+  /// The storage's size now, in bytes; nil where it cannot be told.
+  var currentByteCount: UInt64? {
+    guard let raw else { return nil }
+    if isBlockDevice {
+      var size: UInt64 = 0
+      // SAFETY: BLKGETSIZE64 fills a u64.
+      return unsafe clx_ioctl_pointer(raw, clx_BLKGETSIZE64, &size) == 0 ? size : nil
+    }
+    return (try? FileFacts(of: raw))?.size
+  }
+
   /// The storage, for calls that are no request of the ring's; nil for a disk that keeps nothing.
   var storage: BlockStorage? { raw.map { BlockStorage(raw: $0, isBlockDevice: isBlockDevice) } }
 

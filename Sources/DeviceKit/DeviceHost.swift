@@ -2,6 +2,7 @@
 // thread at a time; each call returns when the queue thread concerned has done its part.
 
 import HostIO
+import Synchronization
 import VirtQueue
 
 /// Why a queue did not start.
@@ -61,6 +62,7 @@ public final class DeviceHost: Sendable {
     let files: [FileSlot]
   }
   private let places: [Place]
+  private let running = Mutex<Set<Int>>([])
 
   /// Spreads the device's queues over threads (at least one) that have not started yet, and registers the device's
   /// descriptors with each.
@@ -88,6 +90,21 @@ public final class DeviceHost: Sendable {
   /// Starts a queue; nil means that it runs.
   public func start(_ index: Int, _ setup: QueueSetup) -> QueueStartError? {
     guard index >= 0, index < places.count else { return .alreadyRunning }
+    let isFirst = running.withLock { $0.isEmpty }
+    if isFirst {
+      do { try device.willRun() } catch { return .device(error) }
+    }
+    let failure = install(index, setup)
+    if failure == nil {
+      running.withLock { _ = $0.insert(index) }
+    } else if isFirst {
+      device.didStop()
+    }
+    return failure
+  }
+
+  /// Asks the device for a worker, and the queue thread to run it.
+  private func install(_ index: Int, _ setup: QueueSetup) -> QueueStartError? {
     let place = places[index]
     let launch = Launch()
     do {
@@ -100,9 +117,7 @@ public final class DeviceHost: Sendable {
     }
     guard let maker = launch.makeRunner else { return .notTaken }
     let counters = counters[index]
-    return place.thread.ask { core in
-      core.install(maker, seat: place.seat, setup, counters: counters)
-    }
+    return place.thread.ask { core in core.install(maker, seat: place.seat, setup, counters: counters) }
   }
 
   /// Stops queues: none takes another chain, and when the last chain of each is in its used ring, their bases come back
@@ -121,13 +136,20 @@ public final class DeviceHost: Sendable {
       return reply
     }
     var waited = Duration.zero
-    return replies.map { reply in
+    let bases = replies.map { reply in
       while true {
         if let answer = reply.wait(timeout: .seconds(1)) { return answer }
         waited += .seconds(1)
         waiting(waited)
       }
     }
+    let ended = running.withLock { running in
+      let before = running.isEmpty
+      running.subtract(indices)
+      return !before && running.isEmpty
+    }
+    if ended { device.didStop() }
+    return bases
   }
 
   /// Whether a queue takes chains. In-flight requests of a disabled one still complete.

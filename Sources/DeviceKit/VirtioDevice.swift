@@ -54,6 +54,10 @@ public protocol VirtioDevice: AnyObject, Sendable {
   var savedState: UInt64 { get }
   /// An earlier process served this driver. Nil: what it knew is lost, and the safest must be assumed.
   func restore(_ savedState: UInt64?)
+  /// The first queue is about to start; throws where the device cannot be had now.
+  func willRun() throws(DeviceError)
+  /// The last queue has stopped, and its I/O has ended.
+  func didStop()
   /// A queue is to be served: end with `queue.run { worker }`.
   func start(_ queue: consuming QueueStart) throws(DeviceError)
   /// Back to the state before the first driver. No queue runs at this time.
@@ -68,6 +72,8 @@ extension VirtioDevice {
     throw .configRefused(offset: offset, count: bytes.byteCount)
   }
   public func negotiated(_ features: FeatureSet) {}
+  public func willRun() throws(DeviceError) {}
+  public func didStop() {}
   public var savedState: UInt64 { 0 }
   public func restore(_ savedState: UInt64?) {}
   public func reset() {}

@@ -20,6 +20,7 @@ public enum Request: UInt32, CaseIterable, Sendable {
   case setProtocolFeatures = 16
   case getQueueNum = 17
   case setVringEnable = 18
+  case setBackendFD = 21
   case getConfig = 24
   case setConfig = 25
   case getInflightFD = 31
@@ -108,6 +109,7 @@ public struct ProtocolFeatures: OptionSet, Sendable, Hashable {
 
   public static let multiQueue = ProtocolFeatures(rawValue: 1 << 0)
   public static let replyAck = ProtocolFeatures(rawValue: 1 << 3)
+  public static let backendRequests = ProtocolFeatures(rawValue: 1 << 5)
   public static let config = ProtocolFeatures(rawValue: 1 << 9)
   public static let inflight = ProtocolFeatures(rawValue: 1 << 12)
   public static let resetDevice = ProtocolFeatures(rawValue: 1 << 13)

@@ -85,6 +85,7 @@ struct MessageRule {
     // Some front-ends ask without having negotiated MQ.
     MessageRule(.getQueueNum, reply: .own),
     MessageRule(.setVringEnable, .exactly(8)),
+    MessageRule(.setBackendFD, .exactly(0), .one, needs: .backendRequests),
     MessageRule(.getConfig, .config, reply: .own, needs: .config),
     MessageRule(.setConfig, .config, needs: .config),
     MessageRule(.getInflightFD, .inflight, reply: .own, needs: .inflight),

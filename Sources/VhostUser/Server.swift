@@ -23,6 +23,7 @@ public final class VhostUserServer: Sendable {
   private let stop: EventFD
   private let ended: EventFD
   private let done = Reply<Void>()
+  private let channel = BackendChannel()
 
   /// Nothing is served before `start`. The queue threads of `host` must have been started by then.
   public init(host: DeviceHost, endpoint: consuming Endpoint, log: Logger) throws(HostError) {
@@ -51,6 +52,9 @@ public final class VhostUserServer: Sendable {
 
   /// Waits for the end.
   public func finish() { done.wait() }
+
+  /// The device's configuration space has changed: tells the front-end, if it listens. Any thread; never blocks.
+  public func configChanged() { channel.configChanged() }
 
   /// Leaves at once, whatever is under way; the process is to end.
   public func abandon() { unlinkSocket() }
@@ -109,7 +113,7 @@ public final class VhostUserServer: Sendable {
 
   private func serve(_ stream: consuming UnixStream) {
     log.info("a front-end has connected")
-    let session = Session(host: host, stream: stream, stop: stop.raw, log: log)
+    let session = Session(host: host, stream: stream, stop: stop.raw, channel: channel, log: log)
     switch session.run() {
     case .peerClosed: log.info("the front-end has left")
     case .stopped: log.info("the session was stopped")

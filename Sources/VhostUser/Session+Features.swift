@@ -1,6 +1,7 @@
 // What is offered, what was chosen, and the configuration space. On the control thread.
 
 import DeviceKit
+import HostIO
 
 extension FeatureSet {
   /// VHOST_USER_F_PROTOCOL_FEATURES: bit 30 of the feature words on this wire.
@@ -39,6 +40,16 @@ extension Session {
     return .done
   }
 
+  /// Our way to the front-end; a new one replaces the old.
+  func setBackendChannel(_ descriptor: consuming OwnedFD?) -> Handling {
+    guard let descriptor else { return .refused("a back-end channel without its descriptor") }
+    guard (try? FileFacts(of: descriptor))?.kind == .socket else {
+      return .refused("a back-end channel that is no socket")
+    }
+    channel.set(descriptor)
+    return .done
+  }
+
   /// The largest configuration space of any device (vhost-user, VHOST_USER_MAX_CONFIG_SIZE).
   private static var configLimit: UInt64 { 256 }
 
@@ -51,6 +62,7 @@ extension Session {
     var fields = ConfigWriter()
     host.device.readConfig(&fields)
     fields.pad(Int(Self.configLimit) - fields.bytes.count)
+    channel.newsRead()
     var answer = PayloadWriter()
     answer.u32(offset)
     answer.u32(size)

@@ -104,8 +104,12 @@ extension Session {
       onFault: { fault in
         log.warning("ring \(index) is broken: \(fault)")
       })
-    if let error = host.start(index, setup) { return .refused("ring \(index) does not start: \(error)") }
+    if let error = host.start(index, setup) {
+      if let raw = ring.errorRaw { EventFD.signal(raw) }
+      return .refused("ring \(index) does not start: \(error)")
+    }
     ring.markStarted()
+    channel.repeatNews()
     return .done
   }
 

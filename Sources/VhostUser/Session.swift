@@ -33,11 +33,12 @@ final class Session {
   var limiter: LogLimiter
   private let stream: UnixStream
   private let stop: Int32
+  let channel: BackendChannel
 
   let offered: FeatureSet
   var acknowledged: FeatureSet = []
   let offeredProtocol: ProtocolFeatures = [
-    .multiQueue, .replyAck, .config, .inflight, .resetDevice, .memorySlots,
+    .multiQueue, .replyAck, .backendRequests, .config, .inflight, .resetDevice, .memorySlots,
   ]
   var negotiatedProtocol: ProtocolFeatures = []
   var memory = MemoryTable()
@@ -48,10 +49,11 @@ final class Session {
   let rings: [Vring]
 
   /// `stop` is a descriptor whose readability ends the session.
-  init(host: DeviceHost, stream: consuming UnixStream, stop: Int32, log: Logger) {
+  init(host: DeviceHost, stream: consuming UnixStream, stop: Int32, channel: BackendChannel, log: Logger) {
     self.host = host
     self.stream = stream
     self.stop = stop
+    self.channel = channel
     self.log = log
     limiter = LogLimiter(log)
     offered = host.device.features.union(Self.transportFeatures)
@@ -62,6 +64,7 @@ final class Session {
   /// requests done when this returns.
   func run() -> SessionEnd {
     let end = serve()
+    channel.set(nil)
     stopAll()
     for ring in rings { ring.reset() }
     return end
@@ -165,6 +168,7 @@ final class Session {
     case .setProtocolFeatures: setProtocolFeatures(ProtocolFeatures(rawValue: reader.u64()))
     case .getQueueNum: .answer(PayloadWriter.u64(UInt64(rings.count)))
     case .setVringEnable: onRing(reader.u32()) { setEnabled($0, reader.u32()) }
+    case .setBackendFD: setBackendChannel(descriptors.takeFirst())
     case .getConfig: getConfig(&reader)
     case .setConfig: setConfig(&reader)
     case .getInflightFD: getInflight(&reader)

@@ -54,6 +54,21 @@ struct BlkCommand: ParsableCommand {
   @Option(help: "A full file system: report the error to the guest, or wait until there is room.")
   var onEnospc = FullStorage.report
 
+  @Option(
+    help: "on: only one process writes to the image at a time, from a guest's first request to its last.")
+  var lock = Switch.on
+
+  @Option(
+    help: ArgumentHelp(
+      "How long a starting guest waits for another to let the image go.", valueName: "seconds"))
+  var lockWait: Double = 5
+
+  @Flag(help: "The image may still be another's when this program starts: a migration will hand it over.")
+  var incoming = false
+
+  @Flag(help: "Watch the image's size and tell the guest; without it, SIGHUP asks for a look.")
+  var watchSize = false
+
   enum Switch: String, ExpressibleByArgument, CaseIterable { case on, off }
   enum FullStorage: String, ExpressibleByArgument, CaseIterable { case report, wait }
 
@@ -62,6 +77,10 @@ struct BlkCommand: ParsableCommand {
       throw ValidationError("give exactly one of --blk-file and --null-size")
     }
     if readOnly, nullSize != nil { throw ValidationError("--read-only goes with --blk-file") }
+    if watchSize, nullSize != nil { throw ValidationError("--watch-size goes with --blk-file") }
+    guard lockWait >= 0, lockWait <= 86_400 else {
+      throw ValidationError("--lock-wait \(lockWait): expected 0 to 86400 seconds")
+    }
     if direct, nullSize != nil { throw ValidationError("--direct goes with --blk-file") }
     if let blockSize, ![512, 1024, 2048, 4096].contains(blockSize) {
       throw ValidationError("--block-size \(blockSize): expected 512, 1024, 2048 or 4096")
@@ -86,7 +105,18 @@ struct BlkCommand: ParsableCommand {
     guard image.byteCount % unit == 0 else {
       throw Failure.run("image of \(image.byteCount) bytes: expected a multiple of the block size, \(unit)")
     }
-    try Service(options: service, device: BlockDevice(image: image, options: options)).run()
+    options.lock.isOn = lock == .on
+    options.lock.wait = .seconds(lockWait)
+    let device = BlockDevice(image: image, options: options)
+    if !incoming, device.isInUseElsewhere {
+      throw Failure.run(
+        "image '\(blkFile ?? "")' is locked by another process: --incoming waits for it, --lock off ignores it"
+      )
+    }
+    let watch =
+      try watchSize
+      ? SizeWatch(path: blkFile ?? "", refresh: device.refreshSize) : SizeWatch(onRequest: device.refreshSize)
+    try Service(options: service, device: device).run(watch: watch)
   }
 
   private func openImage() throws(Failure) -> BlockImage {

@@ -20,6 +20,7 @@ struct Program: ParsableCommand {
 
       SIGNALS
         SIGTERM, SIGINT   finish what is under way (up to --drain-timeout), remove the socket, exit 0
+        SIGHUP            look at the image's size again, and tell the guest
         SIGUSR1           write the counters as JSON (see --stats)
 
       EXIT STATUS

@@ -18,5 +18,7 @@ struct RngCommand: ParsableCommand {
     if service.numQueues ?? 1 != 1 { throw ValidationError("--num-queues: an rng has one queue") }
   }
 
-  func run() throws { try Service(options: service, device: EntropyDevice()).run() }
+  func run() throws {
+    try Service(options: service, device: EntropyDevice()).run(watch: SizeWatch(onRequest: { false }))
+  }
 }

@@ -13,13 +13,14 @@ struct Service {
   let options: ServiceOptions
   let device: any VirtioDevice
 
-  func run() throws {
+  /// `watch`: how a change of the device from outside is noticed.
+  func run(watch: borrowing SizeWatch) throws {
     let log = Self.logger(options.logLevel, device.identity.name)
     // A write past RLIMIT_FSIZE, or to a closed pipe, is an error of that write, not the end of every disk.
     signal(SIGXFSZ, SIG_IGN)
     signal(SIGPIPE, SIG_IGN)
     do {
-      let signals = try SignalFD([SIGTERM, SIGINT, SIGUSR1])
+      let signals = try SignalFD([SIGTERM, SIGINT, SIGUSR1, SIGHUP])
       let statistics = try Statistics(to: options.stats)
       let threads = try makeThreads()
       let host = try DeviceHost(device: device, threads: threads)
@@ -29,7 +30,7 @@ struct Service {
       }
       try server.start()
       log.info("serving", metadata: ["queues": "\(host.queueLimit)", "threads": "\(threads.count)"])
-      let drained = wait(for: signals, server: server) {
+      let drained = wait(for: signals, watch, server) {
         statistics.write(Statistics.json(device: device.identity.name, host: host, threads: threads))
       }
       if drained { for thread in threads { thread.finish() } }
@@ -41,13 +42,16 @@ struct Service {
   }
 
   /// Until SIGTERM, or the server's own end; true where nothing is under way any more.
-  private func wait(for signals: borrowing SignalFD, server: VhostUserServer, dump: () -> Void) -> Bool {
+  private func wait(
+    for signals: borrowing SignalFD, _ watch: borrowing SizeWatch, _ server: VhostUserServer, dump: () -> Void
+  ) -> Bool {
     var deadline: ContinuousClock.Instant?
     while true {
-      let left = deadline.map { max(.zero, $0 - .now) }
+      let left = (deadline.map { max(.zero, $0 - .now) }) ?? watch.interval
       let milliseconds = left.map { Int32(clamping: Int64($0 / .milliseconds(1)) + 1) } ?? -1
       let ready = Poll.any(
-        [(signals.raw, .readable), (server.endDescriptor, .readable)], milliseconds: milliseconds)
+        [(signals.raw, .readable), (server.endDescriptor, .readable), (watch.raw, .readable)],
+        milliseconds: milliseconds)
       if !ready[1].isEmpty {
         server.finish()
         return true
@@ -56,8 +60,12 @@ struct Service {
         server.abandon()
         return false
       }
+      if !ready[2].isEmpty { watch.drain() }
+      if watch.interval != nil || !ready[2].isEmpty, watch.refresh() { server.configChanged() }
       switch signals.next() {
       case SIGUSR1: dump()
+      case SIGHUP:
+        if watch.refresh() { server.configChanged() }
       case SIGTERM, SIGINT:
         // The second one ends at once.
         if deadline != nil {

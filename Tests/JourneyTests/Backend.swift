@@ -13,7 +13,7 @@ final class Backend {
   let socket: String
   let host: DeviceHost
   private let threads: [QueueThread]
-  private let server: VhostUserServer
+  let server: VhostUserServer
   private let folder: String
 
   init(_ device: any VirtioDevice, threads count: Int = 1, policy: PollPolicy = .adaptive) throws {
@@ -65,10 +65,12 @@ final class Image {
 
   deinit { try? FileManager.default.removeItem(atPath: path) }
 
-  func device(readOnly: Bool = false, queues: Int = 4) throws -> BlockDevice {
-    BlockDevice(
-      image: try BlockImage(path: path, readOnly: readOnly),
-      options: .init(serial: "journey", queueLimit: queues))
+  func device(
+    readOnly: Bool = false, queues: Int = 4, lockWait: Duration = .seconds(10)
+  ) throws -> BlockDevice {
+    var options = BlockDevice.Options(serial: "journey", queueLimit: queues)
+    options.lock.wait = lockWait
+    return BlockDevice(image: try BlockImage(path: path, readOnly: readOnly), options: options)
   }
 
   func bytes(sector: Int, count: Int) throws -> [UInt8] {
