@@ -38,7 +38,7 @@ let package = Package(
       name: "HostIO", dependencies: ["CLinux", "CLiburing", "CNuma"], swiftSettings: strict),
 
     // Floor 1: what a device author reads.
-    .target(name: "DeviceKit", dependencies: ["VirtQueue", "HostIO"], swiftSettings: strict),
+    .target(name: "DeviceKit", dependencies: ["VirtQueue", "HostIO", "CLinux"], swiftSettings: strict),
 
     // Floor 2: devices, the wire, and the other side of the wire.
     .target(
@@ -90,8 +90,10 @@ let package = Package(
       swiftSettings: relaxed),
     .testTarget(
       name: "VhostUserTests",
-      dependencies: ["VhostUser", "DeviceKit", "VirtQueue", "HostIO", "VhostFrontend", "TestSupport"],
-      swiftSettings: relaxed),
+      dependencies: [
+        "VhostUser", "DeviceKit", "VirtQueue", "HostIO", "CLinux", "VhostFrontend", "TestSupport",
+        .product(name: "Logging", package: "swift-log"),
+      ], swiftSettings: relaxed),
     .testTarget(
       name: "BlockBackendTests",
       dependencies: ["BlockBackend", "DeviceKit", "VirtQueue", "HostIO", "TestSupport"],

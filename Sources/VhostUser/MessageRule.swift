@@ -2,7 +2,7 @@
 // a row is not served.
 
 /// A message's payload.
-enum PayloadRule: Equatable {
+package enum PayloadRule: Equatable {
   case exactly(Int)
   /// {u32 count, u32 padding, count regions of 32 bytes}.
   case memoryTable
@@ -29,7 +29,7 @@ enum PayloadRule: Equatable {
 }
 
 /// The descriptors that come with a message.
-enum DescriptorRule: Equatable {
+package enum DescriptorRule: Equatable {
   case none
   case one
   /// One, or none where bit 8 of the payload (NOFD) says so.
@@ -41,16 +41,16 @@ enum DescriptorRule: Equatable {
 }
 
 /// What the front-end is told.
-enum ReplyRule: Equatable {
+package enum ReplyRule: Equatable {
   /// The message has an answer of its own, whatever NEED_REPLY says.
   case own
   /// A u64 where REPLY_ACK is negotiated and NEED_REPLY set; else nothing.
   case acknowledgement
 }
 
-struct MessageRule {
-  let request: Request
-  let payload: PayloadRule
+package struct MessageRule {
+  package let request: Request
+  package let payload: PayloadRule
   let descriptors: DescriptorRule
   let reply: ReplyRule
   /// Must have been negotiated before.
@@ -67,7 +67,7 @@ struct MessageRule {
     self.needs = needs
   }
 
-  static let all: [MessageRule] = [
+  package static let all: [MessageRule] = [
     MessageRule(.getFeatures, reply: .own),
     MessageRule(.setFeatures, .exactly(8)),
     MessageRule(.setOwner),
@@ -96,7 +96,7 @@ struct MessageRule {
     MessageRule(.removeMemoryRegion, .exactly(40), .closed, needs: .memorySlots),
   ]
 
-  static let byRequest: [UInt32: MessageRule] = Dictionary(
+  package static let byRequest: [UInt32: MessageRule] = Dictionary(
     uniqueKeysWithValues: all.map { ($0.request.rawValue, $0) })
 
   /// How many descriptors must have come; nil where any number from 0 to 1 may.
