@@ -59,7 +59,9 @@ public final class AnyDriverRing: DriverRing {
     unsafe (isPacked ? packed?.freeDescriptors : split?.freeDescriptors) ?? 0
   }
   @inlinable public var inFlight: Int { unsafe (isPacked ? packed?.inFlight : split?.inFlight) ?? 0 }
-  public var counters: RingCounters { unsafe (isPacked ? packed?.counters : split?.counters) ?? RingCounters() }
+  public var counters: RingCounters {
+    unsafe (isPacked ? packed?.counters : split?.counters) ?? RingCounters()
+  }
   public var fault: RingFault? { unsafe isPacked ? packed?.fault : split?.fault }
 
   @inlinable public func add(_ chain: Span<DescriptorSpec>, table: DescriptorTable = .direct) -> UInt16? {
@@ -68,7 +70,9 @@ public final class AnyDriverRing: DriverRing {
   @inlinable public func add(_ chain: [DescriptorSpec], table: DescriptorTable = .direct) -> UInt16? {
     add(chain.span, table: table)
   }
-  @inlinable public func publish() { if isPacked { unsafe packed?.publish() } else { unsafe split?.publish() } }
+  @inlinable public func publish() {
+    if isPacked { unsafe packed?.publish() } else { unsafe split?.publish() }
+  }
   @inlinable public func needsKick() -> Bool {
     unsafe (isPacked ? packed?.needsKick() : split?.needsKick()) ?? false
   }

@@ -13,7 +13,8 @@ public struct BackendMessage: Sendable {
   public var needsReply: Bool { flags & WireHeader.needReply != 0 }
 }
 
-public final class BackendChannel {
+/// May be handed from thread to thread, not shared.
+public final class BackendChannel: @unchecked Sendable {
   private let connection: FrontendConnection
   public var raw: Int32 { connection.socket.raw }
 

@@ -29,7 +29,8 @@ public struct DiskOptions: Sendable {
   }
 }
 
-public final class BlockDriver {
+/// May be handed from thread to thread, not shared; each of its queues likewise.
+public final class BlockDriver: @unchecked Sendable {
   public let device: DeviceDriver
   public let options: DiskOptions
   public private(set) var queues: [BlockQueue] = []
@@ -46,7 +47,15 @@ public final class BlockDriver {
     _ connection: FrontendConnection, arena: GuestArena? = nil, _ options: DiskOptions = DiskOptions()
   ) throws(FrontendError) {
     let memory: GuestArena
-    if let arena { memory = arena } else { memory = try GuestArena(bytes: options.arenaBytes()) }
+    if let arena {
+      memory = arena
+    } else {
+      // libblkio knows its own addresses alone.
+      memory = try GuestArena(
+        regions: [ArenaRegion(at: 0x10_0000, bytes: options.arenaBytes())],
+        addressing: options.driver.habit == .libblkio
+          ? .process : .shifted(by: GuestArena.usualShift))
+    }
     self.options = options
     device = DeviceDriver(connection, arena: memory, options.driver)
     try device.connect()

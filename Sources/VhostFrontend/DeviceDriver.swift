@@ -35,7 +35,8 @@ public struct DriverOptions: Sendable {
   }
 }
 
-public final class DeviceDriver {
+/// May be handed from thread to thread, not shared; each of its queues likewise.
+public final class DeviceDriver: @unchecked Sendable {
   public let options: DriverOptions
   public let arena: GuestArena
   public internal(set) var connection: FrontendConnection

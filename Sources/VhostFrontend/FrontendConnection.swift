@@ -42,7 +42,8 @@ public enum AckPolicy: Sendable {
   }
 }
 
-public final class FrontendConnection {
+/// May be handed from thread to thread, not shared.
+public final class FrontendConnection: @unchecked Sendable {
   public let socket: FrontendDescriptor
   /// How long each call waits at most.
   public var timeout: Duration

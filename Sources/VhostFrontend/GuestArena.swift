@@ -47,6 +47,11 @@ public struct GuardDamage: Equatable, Sendable {
     hugePages: Bool = false, seals: Int32 = 0
   ) throws(FrontendError) {
     let page = hugePages ? 2 << 20 : 4096
+    for region in wanted {
+      guard region.bytes > 0, region.fileOffset < 1 << 62, region.bytes < 1 << 62 else {
+        throw .impossibleRequest(reason: "a region of \(region.bytes) bytes at offset \(region.fileOffset)")
+      }
+    }
     var files: [Int: FrontendDescriptor] = [:]
     for number in Set(wanted.map(\.file)).sorted() {
       let length = wanted.filter { $0.file == number }.map { $0.fileOffset + UInt64($0.bytes) }.max() ?? 0

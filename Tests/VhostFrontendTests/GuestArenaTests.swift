@@ -123,6 +123,17 @@ import VhostFrontend
     #expect(try arena.damagedGuards().map(\.address) == [buffer - 1, buffer + 102])
   }
 
+  @Test("a region may be far larger than the machine, and may not be nothing")
+  func sizes() throws {
+    let arena = try GuestArena(bytes: 1 << 40)
+    let end = arena.table[0].guestAddress + 1 << 40
+    try arena.write([1], at: end - 1)
+    #expect(try arena.read(at: end - 2, count: 2) == [0, 1])
+    for bytes in [0, -1, .max] {
+      #expect(throws: FrontendError.self) { try GuestArena(bytes: bytes) }
+    }
+  }
+
   @Test("seals are set once the file has its length")
   func seals() throws {
     // F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL, as QEMU does.
