@@ -125,7 +125,8 @@ struct HostileMemoryTests {
   @Test("MM10 a buffer that runs into a hole is no reason to touch anything else")
   func hole() throws {
     let backend = try EchoBackend()
-    let (_, arena, queue) = try backend.running()
+    let (front, arena, queue) = try backend.running()
+    defer { front.disconnect() }
     let end = arena.table[0].guestAddress + arena.table[0].size
     _ = try queue.submit([DescriptorSpec(end - 4, 1), DescriptorSpec(end - 2, 64, write: true)])
     #expect(try queue.wait().length == 0)

@@ -111,6 +111,7 @@ struct HostileSocketTests {
     let (front, arena, queue) = try backend.running(packed: packed)
     #expect(try front.setVringKick(0, nil) == .ok)
     for byte in 0..<20 { try EchoBackend.echoes(arena, queue, UInt8(byte)) }
+    front.disconnect()
   }
 
   @Test("SP07 a kick with neither descriptor nor mark is refused")
