@@ -41,7 +41,8 @@ extension IOUring {
   /// As `readv`; `durable` asks for the data to be on stable storage at completion (RWF_DSYNC).
   @inlinable @inline(__always)
   public mutating func writev(
-    _ file: FileSlot, _ vectors: UnsafePointer<iovec>, count: Int, offset: UInt64, durable: Bool, token: UInt64
+    _ file: FileSlot, _ vectors: UnsafePointer<iovec>, count: Int, offset: UInt64, durable: Bool,
+    token: UInt64
   ) {
     submit(
       .writev, on: file, offset: offset, address: UInt(bitPattern: vectors),

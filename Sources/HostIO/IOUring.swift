@@ -45,7 +45,8 @@ public struct FileSlot: Sendable, Equatable {
       // SAFETY: a zeroed parameter block and cell, as liburing asks.
       var parameters = io_uring_params()
       parameters.flags =
-        flags | UInt32(
+        flags
+        | UInt32(
           CLX_SETUP_R_DISABLED | CLX_SETUP_CQSIZE | CLX_SETUP_CLAMP)
       parameters.cq_entries = entries &* 4
       code = unsafe io_uring_queue_init_params(entries, cell, &parameters)
@@ -105,7 +106,9 @@ public struct FileSlot: Sendable, Equatable {
   public func register(_ descriptor: Int32, at slot: FileSlot) throws(HostError) {
     var value = descriptor
     let code = unsafe io_uring_register_files_update(ring, slot.index, &value, 1)
-    guard code == 1 else { throw .system(call: "io_uring_register(files_update)", code: code < 0 ? -code : EINVAL) }
+    guard code == 1 else {
+      throw .system(call: "io_uring_register(files_update)", code: code < 0 ? -code : EINVAL)
+    }
   }
 
   /// The operations this project submits, by the kernel's numbers (IORING_OP_*).

@@ -52,7 +52,8 @@ final class Survivor {
     let bytes = InflightArea.byteCount(size: count, packed: packed)
     logBytes = .allocate(byteCount: bytes, alignment: 64)
     logBytes.initializeMemory(as: UInt8.self, repeating: 0)
-    area = InflightArea(base: logBytes.baseAddress!, byteCount: bytes, descriptorCount: count, owner: Keeper())
+    area = InflightArea(
+      base: logBytes.baseAddress!, byteCount: bytes, descriptorCount: count, owner: Keeper())
     payload = try arena.allocate(8 * 65536)
   }
 
@@ -154,7 +155,8 @@ struct InflightTests {
         let result =
           packed
           ? live(
-            try PackedRing(survivor.layout, map: survivor.map, inflight: survivor.area), expecting: unfinished,
+            try PackedRing(survivor.layout, map: survivor.map, inflight: survivor.area),
+            expecting: unfinished,
             steps: steps, dice: &dice, finishAll: last, survivor: survivor)
           : live(
             try SplitRing(survivor.layout, map: survivor.map, inflight: survivor.area), expecting: unfinished,
@@ -170,7 +172,9 @@ struct InflightTests {
     }
   }
 
-  @Test("the log's own fields may hold anything: the ring starts, or is refused, and nothing traps", arguments: [false, true])
+  @Test(
+    "the log's own fields may hold anything: the ring starts, or is refused, and nothing traps",
+    arguments: [false, true])
   func foreignContent(packed: Bool) throws {
     var refused = 0
     for seed in 0..<3000 {
