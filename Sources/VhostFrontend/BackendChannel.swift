@@ -13,6 +13,7 @@ public struct BackendMessage: Sendable {
   public var needsReply: Bool { flags & WireHeader.needReply != 0 }
 }
 
+// SAFETY: one thread at a time; whoever hands it over has ordered the two.
 /// May be handed from thread to thread, not shared.
 public final class BackendChannel: @unchecked Sendable {
   private let connection: FrontendConnection

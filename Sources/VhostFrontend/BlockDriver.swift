@@ -29,6 +29,7 @@ public struct DiskOptions: Sendable {
   }
 }
 
+// SAFETY: one thread at a time; whoever hands it over has ordered the two.
 /// May be handed from thread to thread, not shared; each of its queues likewise.
 public final class BlockDriver: @unchecked Sendable {
   public let device: DeviceDriver

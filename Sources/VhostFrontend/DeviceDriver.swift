@@ -35,6 +35,7 @@ public struct DriverOptions: Sendable {
   }
 }
 
+// SAFETY: one thread at a time; whoever hands it over has ordered the two.
 /// May be handed from thread to thread, not shared; each of its queues likewise.
 public final class DeviceDriver: @unchecked Sendable {
   public let options: DriverOptions

@@ -42,6 +42,7 @@ public enum AckPolicy: Sendable {
   }
 }
 
+// SAFETY: one thread at a time; whoever hands it over has ordered the two.
 /// May be handed from thread to thread, not shared.
 public final class FrontendConnection: @unchecked Sendable {
   public let socket: FrontendDescriptor

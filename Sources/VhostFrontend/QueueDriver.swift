@@ -11,6 +11,7 @@ public enum QueueWaiting: Equatable, Sendable {
   case spin
 }
 
+// SAFETY: one thread at a time; whoever hands it over has ordered the two.
 public final class QueueDriver: @unchecked Sendable {
   public let index: UInt32
   public let ring: AnyDriverRing
