@@ -9,7 +9,7 @@ import VhostFrontend
   func makeDisk(
     _ settings: ToyBackend.Settings = .init(), _ change: (inout DiskOptions) -> Void = { _ in }
   ) throws -> (BlockDriver, ToyBackend) {
-    var options = DiskOptions.with { $0.driver.timeout = .seconds(20) }
+    var options = DiskOptions.with { $0.driver.timeout = .seconds(10) }
     change(&options)
     let (front, back) = try FrontendConnection.pair()
     let arena = try GuestArena(bytes: options.arenaBytes())

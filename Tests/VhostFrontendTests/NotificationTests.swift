@@ -12,7 +12,7 @@ import VhostFrontend
       if !eventIndex { $0.driver.features &= ~VirtioBits.eventIndex }
       $0.driver.queueSize = 32
       $0.depth = 8
-      $0.driver.timeout = .seconds(20)
+      $0.driver.timeout = .seconds(10)
     }
     change(&options)
     let (front, back) = try FrontendConnection.pair()
@@ -61,7 +61,9 @@ import VhostFrontend
     let queue = disk.queues[0]
     var asked: [UInt16: UInt8] = [:]
     var (sent, done) = (0, 0)
+    let end = ContinuousClock.now + .seconds(20)
     while done < 3000 {
+      try #require(ContinuousClock.now < end && queue.queue.ring.fault == nil, "\(done) of \(sent) came back")
       while sent < 3000 {
         let slot = queue.submit(
           type: DiskRequest.Kind.read, sector: UInt64(sent % 64), bytes: 512, deviceWrites: true)
