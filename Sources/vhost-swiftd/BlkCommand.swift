@@ -4,7 +4,7 @@ import ArgumentParser
 import BlockBackend
 import Glibc
 
-struct BlkCommand: ParsableCommand {
+struct BlkCommand: ServiceCommand {
   static let configuration = CommandConfiguration(
     commandName: "blk",
     abstract: "Serves a raw image or a block device as a virtio-blk disk.",
@@ -93,7 +93,7 @@ struct BlkCommand: ParsableCommand {
     }
   }
 
-  func run() throws {
+  func makeService() throws -> Service {
     let image = try openImage()
     var options = BlockDevice.Options(
       serial: serial ?? Self.defaultSerial(image.identity), queueLimit: service.numQueues ?? 64)
@@ -116,7 +116,7 @@ struct BlkCommand: ParsableCommand {
     let watch =
       try watchSize
       ? SizeWatch(path: blkFile ?? "", refresh: device.refreshSize) : SizeWatch(onRequest: device.refreshSize)
-    try Service(options: service, device: device).run(watch: watch)
+    return try Service(service, device, watch: watch)
   }
 
   private func openImage() throws(Failure) -> BlockImage {

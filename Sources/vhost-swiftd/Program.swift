@@ -2,6 +2,7 @@
 
 import ArgumentParser
 import Glibc
+import HostIO
 
 @main
 struct Program: ParsableCommand {
@@ -27,7 +28,7 @@ struct Program: ParsableCommand {
         0 after SIGTERM or at the end of an inherited connection; 2 for wrong usage; 1 for any other failure
       """,
     version: version,
-    subcommands: [BlkCommand.self, RngCommand.self])
+    subcommands: [BlkCommand.self, RngCommand.self, ServeCommand.self])
 
   static let version = "0.1.0"
 
@@ -40,6 +41,9 @@ struct Program: ParsableCommand {
     do {
       var command = try parseAsRoot(arguments)
       try command.run()
+    } catch let error as HostError {
+      Output.error("vhost-swiftd: \(error)\n")
+      Glibc.exit(1)
     } catch let failure as Failure {
       Output.error("vhost-swiftd: \(failure.message)\n")
       Glibc.exit(failure.status)

@@ -3,7 +3,7 @@
 import ArgumentParser
 import EntropyDevice
 
-struct RngCommand: ParsableCommand {
+struct RngCommand: ServiceCommand {
   static let configuration = CommandConfiguration(
     commandName: "rng",
     abstract: "Serves random bytes as a virtio-rng device.",
@@ -18,7 +18,7 @@ struct RngCommand: ParsableCommand {
     if service.numQueues ?? 1 != 1 { throw ValidationError("--num-queues: an rng has one queue") }
   }
 
-  func run() throws {
-    try Service(options: service, device: EntropyDevice()).run(watch: SizeWatch(onRequest: { false }))
+  func makeService() throws -> Service {
+    try Service(service, EntropyDevice(), watch: SizeWatch(onRequest: { false }))
   }
 }

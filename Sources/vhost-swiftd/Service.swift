@@ -1,5 +1,5 @@
-// One device in this process: its threads, its server, signals and statistics. The order of set-up is the one that a
-// sandbox needs: everything is opened first, threads and rings are made next and enabled last.
+// One device in this process: its threads and its server. The order of set-up is the one that a sandbox needs:
+// everything is opened first, threads and rings are made next and enabled last.
 
 import CLinux
 import DeviceKit
@@ -8,78 +8,53 @@ import HostIO
 import Logging
 import VhostUser
 
-/// Serves one device until a signal, or until the connection it inherited ends.
-struct Service {
-  let options: ServiceOptions
-  let device: any VirtioDevice
+/// One device of this process: made whole and then started.
+final class Service {
+  let name: String
+  let host: DeviceHost
+  let threads: [QueueThread]
+  let server: VhostUserServer
+  let watch: SizeWatch
+  private let log: Logger
+  private(set) var hasEnded = false
 
-  /// `watch`: how a change of the device from outside is noticed.
-  func run(watch: borrowing SizeWatch) throws {
-    let log = Self.logger(options.logLevel, device.identity.name)
-    // A write past RLIMIT_FSIZE, or to a closed pipe, is an error of that write, not the end of every disk.
-    signal(SIGXFSZ, SIG_IGN)
-    signal(SIGPIPE, SIG_IGN)
+  /// Opens and makes everything; nothing runs yet. `watch`: how a change of the device from outside is noticed.
+  init(_ options: ServiceOptions, _ device: any VirtioDevice, watch: consuming SizeWatch) throws {
+    name = device.identity.name
+    self.watch = watch
+    log = Self.logger(options.logLevel, name)
     do {
-      let signals = try SignalFD([SIGTERM, SIGINT, SIGUSR1, SIGHUP])
-      let statistics = try Statistics(to: options.stats)
-      let threads = try makeThreads()
-      let host = try DeviceHost(device: device, threads: threads)
-      let server = try VhostUserServer(host: host, endpoint: try endpoint(), log: log)
-      for thread in threads {
-        if let warning = try thread.start() { log.warning("\(warning): the thread runs where it may") }
-      }
-      try server.start()
-      log.info("serving", metadata: ["queues": "\(host.queueLimit)", "threads": "\(threads.count)"])
-      let drained = wait(for: signals, watch, server) {
-        statistics.write(Statistics.json(device: device.identity.name, host: host, threads: threads))
-      }
-      if drained { for thread in threads { thread.finish() } }
-      statistics.write(
-        Statistics.json(device: device.identity.name, host: host, threads: threads), atEnd: true)
+      threads = try Self.makeThreads(options, device)
+      host = try DeviceHost(device: device, threads: threads)
+      server = try VhostUserServer(host: host, endpoint: try Self.endpoint(options), log: log)
     } catch let error as HostError {
       throw Failure.run("\(error)")
     }
   }
 
-  /// Until SIGTERM, or the server's own end; true where nothing is under way any more.
-  private func wait(
-    for signals: borrowing SignalFD, _ watch: borrowing SizeWatch, _ server: VhostUserServer, dump: () -> Void
-  ) -> Bool {
-    var deadline: ContinuousClock.Instant?
-    while true {
-      let left = (deadline.map { max(.zero, $0 - .now) }) ?? watch.interval
-      let milliseconds = left.map { Int32(clamping: Int64($0 / .milliseconds(1)) + 1) } ?? -1
-      let ready = Poll.any(
-        [(signals.raw, .readable), (server.endDescriptor, .readable), (watch.raw, .readable)],
-        milliseconds: milliseconds)
-      if !ready[1].isEmpty {
-        server.finish()
-        return true
-      }
-      if let deadline, ContinuousClock.now >= deadline {
-        server.abandon()
-        return false
-      }
-      if !ready[2].isEmpty { watch.drain() }
-      if watch.interval != nil || !ready[2].isEmpty, watch.refresh() { server.configChanged() }
-      switch signals.next() {
-      case SIGUSR1: dump()
-      case SIGHUP:
-        if watch.refresh() { server.configChanged() }
-      case SIGTERM, SIGINT:
-        // The second one ends at once.
-        if deadline != nil {
-          server.abandon()
-          return false
-        }
-        deadline = .now + .seconds(options.drainTimeout)
-        server.requestStop()
-      default: break
-      }
+  func start() throws(HostError) {
+    for thread in threads {
+      if let warning = try thread.start() { log.warning("\(warning): the thread runs where it may") }
     }
+    try server.start()
+    log.info("serving", metadata: ["queues": "\(host.queueLimit)", "threads": "\(threads.count)"])
   }
 
-  private func makeThreads() throws -> [QueueThread] {
+  /// The server has ended: everything else ends.
+  func finish() {
+    server.finish()
+    for thread in threads { thread.finish() }
+    hasEnded = true
+  }
+
+  /// Looks at the device from outside again, and tells the front-end what is new.
+  func refresh() { if watch.refresh() { server.configChanged() } }
+
+  var json: String { Statistics.json(device: name, host: host, threads: threads) }
+
+  private static func makeThreads(
+    _ options: ServiceOptions, _ device: any VirtioDevice
+  ) throws -> [QueueThread] {
     let cpus = try options.cpus.map { list throws -> [Int] in
       do { return try Topology.processors(list) } catch { throw Failure.usage("--cpus: \(error)") }
     }
@@ -94,7 +69,7 @@ struct Service {
     }
   }
 
-  private func endpoint() throws -> Endpoint {
+  private static func endpoint(_ options: ServiceOptions) throws -> Endpoint {
     if let fd = options.fd {
       switch InheritedSocket(fd) {
       case .listening: return .listener(UnixListener(adopting: OwnedFD(adopting: fd)))
@@ -103,7 +78,7 @@ struct Service {
       }
     }
     if let path = options.connect { return .connecting(path: path) }
-    let group = try options.socketGroup.map(Self.groupID)
+    let group = try options.socketGroup.map(groupID)
     return .listener(
       try UnixListener(path: options.socketPath ?? "", mode: options.socketMode.bits, group: group))
   }

@@ -55,8 +55,9 @@ struct ServiceOptions: ParsableArguments {
 
   @Option(
     help: ArgumentHelp(
-      "At SIGTERM, how long to wait for requests under way, in seconds.", valueName: "seconds"))
-  var drainTimeout: Double = 10
+      "At SIGTERM, how long to wait for requests under way, in seconds. (default: 10)", valueName: "seconds"))
+  var drainTimeout: Double?
+  static let usualDrainTimeout: Double = 10
 
   @Option(
     help: ArgumentHelp(
@@ -76,10 +77,15 @@ struct ServiceOptions: ParsableArguments {
     if let numQueues, !(1...256).contains(numQueues) {
       throw ValidationError("--num-queues \(numQueues): expected 1 to 256")
     }
+    try Self.check(drainTimeout: drainTimeout)
+    if let fd, fd < 0 { throw ValidationError("--fd \(fd): expected a descriptor number") }
+  }
+
+  static func check(drainTimeout: Double?) throws {
+    guard let drainTimeout else { return }
     guard drainTimeout >= 0, drainTimeout <= 86_400 else {
       throw ValidationError("--drain-timeout \(drainTimeout): expected 0 to 86400 seconds")
     }
-    if let fd, fd < 0 { throw ValidationError("--fd \(fd): expected a descriptor number") }
   }
 }
 

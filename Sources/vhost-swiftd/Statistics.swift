@@ -26,8 +26,9 @@ struct Statistics: ~Copyable {
   }
 
   /// At the end only where the operator asked for a place.
-  func write(_ text: String, atEnd: Bool = false) {
+  func write(_ lines: [String], atEnd: Bool = false) {
     guard !atEnd || wanted else { return }
+    let text = lines.joined(separator: "\n")
     switch file {
     case .some(let file):
       _ = ftruncate(file.raw, 0)

@@ -1,0 +1,144 @@
+// `vhost-swiftd serve`: several devices in one process, from a file.
+
+import ArgumentParser
+import FoundationEssentials
+import HostIO
+
+struct ServeCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "serve",
+    abstract: "Serves several devices in one process, as a JSON file says.",
+    discussion: """
+      The file holds {"devices": [{"device": "blk", "socket-path": "a.sock", "blk-file": "a.img", "threads": 2}, …]}: \
+      for each device, its subcommand and that subcommand's long options, with a text, a number, or true for an option \
+      that takes no value. Devices fail, reconnect and end by themselves. share/config.schema.json describes the file.
+      """)
+
+  @Option(help: ArgumentHelp("The file.", valueName: "path"))
+  var config: String
+
+  @Option(
+    help: ArgumentHelp(
+      "At SIGTERM, how long to wait for requests under way, in seconds. (default: 10)", valueName: "seconds"))
+  var drainTimeout: Double?
+
+  @Option(
+    help: ArgumentHelp(
+      "Write counters as JSON to this file (-: standard output) at SIGUSR1 and at the end.", valueName: "file"
+    ))
+  var stats: String?
+
+  func validate() throws { try ServiceOptions.check(drainTimeout: drainTimeout) }
+
+  func run() throws {
+    let devices = try ConfigFile.devices(in: config)
+    let loop = try ServiceLoop(stats: stats, drainTimeout: drainTimeout)
+    var services: [Service] = []
+    do {
+      for (place, arguments) in devices { services.append(try Self.service(place, arguments)) }
+    } catch {
+      for service in services { service.server.abandon() }
+      throw error
+    }
+    try loop.run(services)
+  }
+
+  /// A device as its subcommand makes it; what is wrong is told with its place in the file.
+  private static func service(_ place: String, _ arguments: [String]) throws -> Service {
+    do {
+      guard let command = try Program.parseAsRoot(arguments) as? any ServiceCommand else {
+        throw Failure.usage("'\(arguments.first ?? "")' is no device: expected blk or rng")
+      }
+      guard command.service.stats == nil, command.service.drainTimeout == nil else {
+        throw Failure.usage("stats and drain-timeout are the process's: give them on the command line")
+      }
+      return try command.makeService()
+    } catch let failure as Failure {
+      throw Failure(message: "\(place): \(failure.message)", status: failure.status)
+    } catch {
+      throw Failure.usage("\(place): \(Program.message(for: error))")
+    }
+  }
+}
+
+/// A subcommand that serves one device.
+protocol ServiceCommand: ParsableCommand {
+  var service: ServiceOptions { get }
+  /// Opens and makes everything that the device needs.
+  func makeService() throws -> Service
+}
+
+extension ServiceCommand {
+  func run() throws {
+    let loop = try ServiceLoop(stats: service.stats, drainTimeout: service.drainTimeout)
+    try loop.run([makeService()])
+  }
+}
+
+/// Reads a configuration file into the argument lists that mean the same.
+enum ConfigFile {
+  private struct File: Decodable { let devices: [[String: Value]] }
+
+  /// A value of an option.
+  private enum Value: Decodable {
+    case text(String)
+    case flag(Bool)
+
+    init(from decoder: any Decoder) throws {
+      let container = try decoder.singleValueContainer()
+      if let flag = try? container.decode(Bool.self) {
+        self = .flag(flag)
+      } else if let number = try? container.decode(Int64.self) {
+        self = .text(String(number))
+      } else if let number = try? container.decode(Double.self) {
+        self = .text(String(number))
+      } else {
+        self = .text(try container.decode(String.self))
+      }
+    }
+  }
+
+  /// The longest file that is read, in bytes.
+  private static let limit = 1 << 20
+
+  static func devices(in path: String) throws -> [(place: String, arguments: [String])] {
+    let file: File
+    do {
+      let data = try Data(contentsOf: URL(filePath: path))
+      guard data.count <= limit else { throw Failure.run("'\(path)' has more than \(limit) bytes") }
+      file = try JSONDecoder().decode(File.self, from: data)
+    } catch let error as DecodingError {
+      throw Failure.usage("'\(path)': \(sentence(for: error))")
+    } catch let failure as Failure {
+      throw failure
+    } catch {
+      throw Failure.run("cannot read '\(path)'")
+    }
+    guard !file.devices.isEmpty else { throw Failure.usage("'\(path)': no devices") }
+    return try file.devices.enumerated().map { index, device in
+      let place = "'\(path)', devices[\(index)]"
+      guard case .text(let name) = device["device"] else {
+        throw Failure.usage("\(place): \"device\" is missing: expected \"blk\" or \"rng\"")
+      }
+      var arguments = [name]
+      for (key, value) in device.sorted(by: { $0.key < $1.key }) where key != "device" {
+        switch value {
+        case .text(let text): arguments += ["--\(key)=\(text)"]
+        case .flag(true): arguments += ["--\(key)"]
+        case .flag(false): break
+        }
+      }
+      return (place, arguments)
+    }
+  }
+
+  private static func sentence(for error: DecodingError) -> String {
+    switch error {
+    case .typeMismatch(_, let context), .valueNotFound(_, let context), .keyNotFound(_, let context),
+      .dataCorrupted(let context):
+      let place = context.codingPath.map { key in key.intValue.map { "[\($0)]" } ?? ".\(key.stringValue)" }
+      return (place.isEmpty ? "" : "at \(place.joined()): ") + context.debugDescription
+    @unknown default: return "not as expected"
+    }
+  }
+}

@@ -1,0 +1,75 @@
+// The program's main thread: signals, statistics, and the ends of the devices it serves. Each device fails, reconnects and
+// ends by itself.
+
+import CLinux
+import Glibc
+import HostIO
+
+final class ServiceLoop {
+  private let signals: SignalFD
+  private let statistics: Statistics
+  private let drainTimeout: Duration
+
+  /// Before any thread is made, so that all of them leave signals to this one.
+  init(stats: String?, drainTimeout: Double?) throws {
+    // A write past RLIMIT_FSIZE, or to a closed pipe, is an error of that write, not the end of every disk.
+    signal(SIGXFSZ, SIG_IGN)
+    signal(SIGPIPE, SIG_IGN)
+    statistics = try Statistics(to: stats)
+    signals = try SignalFD([SIGTERM, SIGINT, SIGUSR1, SIGHUP])
+    self.drainTimeout = .seconds(drainTimeout ?? ServiceOptions.usualDrainTimeout)
+  }
+
+  /// Serves until a signal ends it, or every device has ended by itself.
+  func run(_ services: [Service]) throws {
+    do {
+      for service in services { try service.start() }
+    } catch {
+      for service in services { service.server.abandon() }
+      throw Failure.run("\(error)")
+    }
+    wait(for: services)
+    statistics.write(services.map(\.json), atEnd: true)
+  }
+
+  private func wait(for services: [Service]) {
+    var deadline: ContinuousClock.Instant?
+    var stopping = false
+    while services.contains(where: { !$0.hasEnded }) {
+      let milliseconds = pause(services, deadline)
+      var wanted: [(descriptor: Int32, events: Readiness)] = [(signals.raw, .readable)]
+      for service in services {
+        wanted.append((service.hasEnded ? -1 : service.server.endDescriptor, .readable))
+        wanted.append((service.watch.raw, .readable))
+      }
+      let ready = Poll.any(wanted, milliseconds: milliseconds)
+      for (i, service) in services.enumerated() where !service.hasEnded {
+        if !ready[1 + 2 * i].isEmpty { service.finish() }
+        if !ready[2 + 2 * i].isEmpty { service.watch.drain() }
+        if service.watch.interval != nil || !ready[2 + 2 * i].isEmpty { service.refresh() }
+      }
+      if let limit = deadline, ContinuousClock.now >= limit { return abandon(services) }
+      switch signals.next() {
+      case SIGUSR1: statistics.write(services.map(\.json))
+      case SIGHUP: for service in services { service.refresh() }
+      case SIGTERM, SIGINT:
+        // The second one ends at once.
+        if stopping { return abandon(services) }
+        stopping = true
+        deadline = .now + drainTimeout
+        for service in services { service.server.requestStop() }
+      default: break
+      }
+    }
+  }
+
+  /// How long to wait at most: to the deadline, or to the next look at a device.
+  private func pause(_ services: [Service], _ deadline: ContinuousClock.Instant?) -> Int32 {
+    let times = services.compactMap { $0.watch.interval } + (deadline.map { [max(.zero, $0 - .now)] } ?? [])
+    return times.min().map { Int32(clamping: Int64($0 / .milliseconds(1)) + 1) } ?? -1
+  }
+
+  private func abandon(_ services: [Service]) {
+    for service in services where !service.hasEnded { service.server.abandon() }
+  }
+}
