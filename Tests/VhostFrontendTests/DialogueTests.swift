@@ -126,6 +126,25 @@ import VhostFrontend
     }
   }
 
+  @Test("a resumed start sets the rings up again, and keeps memory regions and the inflight region")
+  func resumed() throws {
+    let (disk, toy) = try makeDisk { $0.driver.habit = .qemu72 }
+    try disk.flush()
+    try disk.stop()
+    try disk.resume()
+    try disk.flush()
+    try disk.connection.barrier()
+    func count(_ message: String) -> Int { toy.dialogue.count { $0 == message } }
+    for message in [
+      "SET_VRING_NUM 0", "SET_VRING_BASE 0", "SET_VRING_ADDR 0", "SET_VRING_KICK 0", "SET_INFLIGHT_FD",
+    ] {
+      #expect(count(message) == 2, "\(message)")
+    }
+    for message in ["ADD_MEM_REG!", "GET_INFLIGHT_FD", "GET_CONFIG", "SET_OWNER"] {
+      #expect(count(message) == 1, "\(message)")
+    }
+  }
+
   @Test("a refused message ends the dialogue with its name")
   func refusal() throws {
     let error = #expect(throws: FrontendError.self) {

@@ -1,5 +1,7 @@
 // Driver and device on two threads: whoever sleeps is woken.
 
+import Foundation
+import Synchronization
 import Testing
 import VhostFrontend
 
@@ -43,6 +45,58 @@ import VhostFrontend
     #expect(counters.used == UInt64(sent))
     #expect(queue.queue.callsReceived > 0)
     #expect(queue.queue.ring.inFlight == 0)
+  }
+
+  /// A device that looks at the ring all the time, and answers after a moment that is another each time: its
+  /// answers come before, between and after the driver's look at the ring and its request for a call.
+  final class BusyDevice: @unchecked Sendable {
+    private let device: any DeviceModel
+    private let call: Doorbell
+    private let ends = Atomic(false)
+    private let finished = DispatchSemaphore(value: 0)
+
+    init(_ device: any DeviceModel, call: Doorbell) {
+      (self.device, self.call) = (device, call)
+      Thread { [self] in
+        run()
+        finished.signal()
+      }.start()
+    }
+
+    private func run() {
+      var dice = Dice(seed: 3)
+      while !ends.load(ordering: .relaxed) {
+        guard let chain = device.next() else { continue }
+        for _ in 0..<Int.random(in: 0...100, using: &dice) { _ = dice.next() }
+        device.complete(chain, written: 1)
+        if device.publish() { call.ring() }
+      }
+    }
+
+    func end() {
+      ends.store(true, ordering: .relaxed)
+      finished.wait()
+    }
+  }
+
+  @Test(
+    "an answer just as the driver falls asleep wakes it all the same", arguments: [false, true],
+    [false, true])
+  func fallingAsleep(packed: Bool, eventIndex: Bool) throws {
+    let arena = try GuestArena(bytes: 1 << 20)
+    let options = DriverRingOptions(size: 8, eventIndex: eventIndex)
+    let queue = try QueueDriver(index: 0, options, packed: packed, in: arena)
+    let model: any DeviceModel =
+      packed
+      ? try PackedDevice(queue.ring.areas, size: 8, eventIndex: eventIndex, in: arena)
+      : try SplitDevice(queue.ring.areas, size: 8, eventIndex: eventIndex, in: arena)
+    let device = BusyDevice(model, call: queue.call)
+    defer { device.end() }
+    for round in 0..<20_000 {
+      queue.ring.disarm()
+      let token = try queue.submit([DescriptorSpec(0x1000, 1)])
+      #expect(try queue.wait(timeout: .seconds(10)) == UsedChain(token: token, length: 1), "round \(round)")
+    }
   }
 
   @Test("without a call descriptor the driver looks for itself", arguments: [false, true])
