@@ -71,6 +71,8 @@ let package = Package(
       ],
       path: "Examples/rng-backend", swiftSettings: strict),
     .executableTarget(
+      name: "disk-check", dependencies: ["VhostFrontend"], path: "Examples/disk-check", swiftSettings: strict),
+    .executableTarget(
       name: "ring-bench", dependencies: ["VirtQueue", "VhostFrontend"],
       path: "Benchmarks/ring-bench", swiftSettings: strict),
 
@@ -109,7 +111,7 @@ let package = Package(
         "VhostFrontend", "TestSupport", .product(name: "Logging", package: "swift-log"),
       ], swiftSettings: relaxed),
     .testTarget(
-      name: "DaemonTests", dependencies: ["VhostFrontend", "HostIO", "TestSupport"],
+      name: "DaemonTests", dependencies: ["VhostFrontend", "GuestHarness"],
       swiftSettings: relaxed),
     .testTarget(
       name: "GuestTests", dependencies: ["GuestHarness", "TestSupport"], swiftSettings: relaxed),

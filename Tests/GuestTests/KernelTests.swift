@@ -1,0 +1,47 @@
+// The back-end on another kernel than this machine's: inside the guest, on Debian's Linux 6.1.
+
+import GuestHarness
+import Testing
+
+extension InAGuest {
+  @Suite("On Linux 6.1")
+  @GuestThread
+  struct Kernel {
+    @Test(
+      "The program serves disks to a front-end of this project, both inside the guest, through the guest's io_uring"
+    )
+    func inside() throws {
+      guard !BackendProcess.standIn else { return }
+      let folder = try TemporaryFolder()
+      let initramfs = folder.file("initramfs")
+      try GuestImage.adding(
+        [Environment.program("vhost-swiftd"), Environment.program("disk-check")], writtenTo: initramfs)
+      let image = try DiskImage(mebibytes: 16)
+      var configuration = GuestConfiguration()
+      configuration.initramfs = initramfs
+      configuration.memoryMiB = 1024
+      // QEMU's own disk: storage that asks for io_uring, which a file in the guest's memory does not.
+      configuration.arguments = [
+        "-drive", "file=\(image.path),format=raw,if=none,id=plain", "-device", "virtio-blk-pci,drive=plain",
+      ]
+      let guest = try Guest.boot(configuration)
+      #expect(try guest.check("uname -r").hasPrefix("6.1."))
+      try guest.check("truncate -s 16M /disk.img")
+      for (name, storage) in [("memory", "/disk.img"), ("ring", "/dev/vda")] {
+        let answer = try guest.check(
+          """
+          set -e
+          vhost-swiftd blk --socket-path /\(name).sock --blk-file \(storage) --stats /\(name).json &
+          pid=$!
+          for i in $(seq 200); do [ -S /\(name).sock ] && break; sleep 0.1; done
+          disk-check /\(name).sock
+          kill $pid; wait $pid
+          cat /\(name).json
+          """, within: 240)
+        #expect(answer.contains("all was read as it was written"))
+        #expect(answer.contains("\"syncs\":"))
+      }
+      try guest.powerOff()
+    }
+  }
+}
