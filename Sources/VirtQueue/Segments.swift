@@ -28,9 +28,12 @@ import Glibc
   /// is a hole, present only where the chain says `hasHole`.
   @unsafe @inlinable public var vectors: UnsafeMutablePointer<iovec> { unsafe first }
 
-  /// One run of bytes; nil base for a hole. `index` must be below `count`.
+  /// One run of bytes; for a hole, no bytes at no address. `index` must be below `count`.
   @unsafe @inlinable public subscript(index: Int) -> UnsafeMutableRawBufferPointer {
-    unsafe UnsafeMutableRawBufferPointer(start: first[index].iov_base, count: first[index].iov_len)
+    guard let base = unsafe first[index].iov_base else {
+      return unsafe UnsafeMutableRawBufferPointer(start: nil, count: 0)
+    }
+    return unsafe UnsafeMutableRawBufferPointer(start: base, count: first[index].iov_len)
   }
 
   /// Copies bytes out, each read once, starting `offset` bytes in. Returns how many there were: fewer than
