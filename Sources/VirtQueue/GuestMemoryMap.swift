@@ -147,8 +147,9 @@ public enum MemoryMapError: Error, Equatable, Sendable {
   /// `hint` remembers the region of the last answer. O(1) on a hit, O(log regions) otherwise.
   @inlinable @inline(__always)
   public func piece(at address: UInt64, upTo length: UInt64, hint: inout Int) -> HostPiece? {
-    // SAFETY: `hint` and what `find` returns are below `count`; offsets are below the entry's size.
-    if hint < count {
+    // SAFETY: `hint`, compared without its sign, and what `search` returns are below `count`; offsets are below the
+    // entry's size.
+    if UInt(bitPattern: hint) < UInt(bitPattern: count) {
       let entry = unsafe entries[hint]
       let offset = unsafe address &- entry.start
       if unsafe offset < entry.size {
