@@ -129,7 +129,9 @@ extension SlotTable {
     // A split table may be longer than the chain in it; a packed one is the chain.
     guard entries <= 32768 else { return .indirectLength(byteCount) }
     if sequential, entries > descriptorLimit { return .chainTooLong(limit: descriptorLimit) }
-    var cursor = TableCursor(view: view, address: address, byteCount: byteCount)
+    guard var cursor = TableCursor(view: view, address: address, byteCount: byteCount) else {
+      return .indirectUnmapped(address)
+    }
     var index: UInt32 = 0
     var seen = alreadySeen
     while true {

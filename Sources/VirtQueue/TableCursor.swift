@@ -11,19 +11,26 @@ import CLinux
   private let flat: UnsafeMutableRawPointer?
   private var hint = 0
 
-  init(view: MemoryView, address: UInt64, byteCount: UInt32) {
+  /// Nil where the table is not wholly in guest memory.
+  init?(view: MemoryView, address: UInt64, byteCount: UInt32) {
     self.view = view
     self.address = address
-    if let piece = unsafe view.piece(at: address, upTo: UInt64(byteCount), hint: &hint),
-      unsafe piece.count == UInt64(byteCount)
-    {
-      unsafe flat = unsafe piece.start
-    } else {
-      unsafe flat = nil
+    let length = UInt64(byteCount)
+    guard let first = unsafe view.piece(at: address, upTo: length, hint: &hint) else { return nil }
+    if unsafe first.count == length {
+      unsafe flat = unsafe first.start
+      return
+    }
+    unsafe flat = nil
+    var done = unsafe first.count
+    while done < length {
+      let (at, overflow) = address.addingReportingOverflow(done)
+      guard !overflow, let piece = unsafe view.piece(at: at, upTo: length - done, hint: &hint) else { return nil }
+      done += unsafe piece.count
     }
   }
 
-  /// Entry `index`, which must be below the table's length; nil where it is not wholly in guest memory.
+  /// Entry `index`, which must be below the table's length.
   mutating func entry(_ index: UInt32) -> SplitDescriptor? {
     let offset = UInt64(index) * 16
     // SAFETY: index is below the table's length, all of which `flat` covers.
