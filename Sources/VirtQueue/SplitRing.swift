@@ -275,9 +275,9 @@ import CLinux
     }
     // Pairs with the driver's fence between its available index and its read of what we just wrote.
     clx_fence_full()
-    if hasUnfinished { return table.hasRoom }
-    if nextAvailable == seenAvailable {
-      return look()
+    if !hasUnfinished, nextAvailable == seenAvailable, !look() {
+      // A fault that is found here wants a turn too, in which it is told.
+      return broken
     }
     return table.hasRoom
   }

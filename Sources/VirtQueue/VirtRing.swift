@@ -31,8 +31,8 @@ public protocol VirtRing: ~Copyable {
   /// Makes everything completed so far visible, in one step, and says whether the driver wants a call.
   mutating func publish() -> Notify
 
-  /// Asks for a kick with the next available chain, then looks once more: true if one is there already,
-  /// in which case the caller must not sleep.
+  /// Asks for a kick with the next available chain, then looks once more: true if one is there already, or if the look
+  /// found a fault. The caller must not sleep then, but take another turn.
   mutating func park() -> Bool
   /// Tells the driver that kicks are not needed while we poll.
   mutating func unpark()
