@@ -51,7 +51,7 @@ let package = Package(
       dependencies: [
         "DeviceKit", "VirtQueue", "HostIO", .product(name: "Logging", package: "swift-log"),
       ], swiftSettings: strict),
-    .target(name: "VhostFrontend", dependencies: ["CLinux", "HostIO"], swiftSettings: strict),
+    .target(name: "VhostFrontend", dependencies: ["CLinux"], swiftSettings: strict),
 
     // Floor 3: programs.
     .executableTarget(
@@ -102,7 +102,7 @@ let package = Package(
       swiftSettings: relaxed),
     .testTarget(name: "NetBackendTests", dependencies: ["NetBackend"], swiftSettings: relaxed),
     .testTarget(
-      name: "VhostFrontendTests", dependencies: ["VhostFrontend", "HostIO", "TestSupport"],
+      name: "VhostFrontendTests", dependencies: ["VhostFrontend", "CLinux", "HostIO", "TestSupport"],
       swiftSettings: relaxed),
     .testTarget(
       name: "JourneyTests",
