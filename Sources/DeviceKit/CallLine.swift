@@ -76,9 +76,16 @@ import HostIO
       token: Token(.ignored, seat: seat, epoch: epoch).raw)
   }
 
-  /// Ends the polling and lets all descriptors go.
+  /// Ends the polling and lets all descriptors go, once what was due to them is on its way: the driver still has to hear
+  /// of the last request.
   func close() {
     stopKick()
+    if callAgain {
+      (callUnderWay, callAgain) = (false, false)
+      call()
+    }
+    // What was prepared names the slots, not the files that are in them. A try more where the kernel was short of memory.
+    for _ in 0..<100 where unsafe uring.pointee.hasUnsubmitted { unsafe uring.pointee.submit() }
     hasCall = false
     hasError = false
     // A slot that cannot be emptied keeps its file until it is filled again: nothing to do about it here.

@@ -164,7 +164,6 @@ import VirtQueue
       guard let runner = seats[seat], let base = runner.drainedBase else { continue }
       let done = whenDrained.remove(at: i).done
       runner.line.close()
-      unsafe uring.pointee.submit()
       seats[seat] = nil
       active.removeAll { $0 === runner }
       done(base)
