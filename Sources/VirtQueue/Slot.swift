@@ -26,7 +26,7 @@ import Glibc
   @usableFromInline var writableCount: UInt32
   @usableFromInline var readableBytes: UInt32
   @usableFromInline var writableBytes: UInt32
-  /// The map the segments point into.
+  /// The map the segments point into, by the table's count.
   @usableFromInline var generation: UInt32
   /// How many descriptors of the ring the chain took (packed: how far to step).
   @usableFromInline var descriptorCount: UInt16

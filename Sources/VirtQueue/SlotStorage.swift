@@ -18,7 +18,7 @@ import Glibc
 
   private(set) var map: GuestMemoryMap
   /// Older maps, each with the number of chains that were read under it and are still out.
-  private var retired: [(map: GuestMemoryMap, live: Int)] = []
+  private var retired: [(generation: UInt32, map: GuestMemoryMap, live: Int)] = []
   private var liveOnRetired = 0
 
   init(size: UInt16, map: GuestMemoryMap) {
@@ -93,10 +93,10 @@ import Glibc
   // MARK: Maps
 
   /// From now on chains are read under `newMap`; the old one is kept until the last of the `live` chains is back.
-  func adopt(_ newMap: GuestMemoryMap, live: Int) {
+  func adopt(_ newMap: GuestMemoryMap, after generation: UInt32, live: Int) {
     let current = live - liveOnRetired
     if current > 0 {
-      retired.append((map, current))
+      retired.append((generation, map, current))
       liveOnRetired += current
     }
     map = newMap
@@ -104,7 +104,7 @@ import Glibc
 
   /// A chain that was read under an older map is back.
   func leave(generation: UInt32) {
-    guard let i = retired.firstIndex(where: { $0.map.generation == generation }) else { return }
+    guard let i = retired.firstIndex(where: { $0.generation == generation }) else { return }
     retired[i].live -= 1
     liveOnRetired -= 1
     if retired[i].live == 0 { retired.remove(at: i) }

@@ -16,7 +16,8 @@ import Glibc
   @usableFromInline let size: UInt16
   // SAFETY: `storage`'s slots, alive with it; every index is a head checked against `size`, or one of the two beside.
   @usableFromInline let slots: UnsafeMutablePointer<Slot>
-  @usableFromInline var generation: UInt32
+  /// Counts the maps taken up. Not the maps' own generations: those are their makers', who may start again.
+  @usableFromInline var generation: UInt32 = 0
   @usableFromInline var view: MemoryView
   /// The region that the last translation hit.
   @usableFromInline var hint = 0
@@ -27,7 +28,6 @@ import Glibc
     storage = SlotStorage(size: size, map: map)
     self.size = size
     unsafe slots = unsafe storage.slots
-    generation = map.generation
     view = map.guestView
   }
 
@@ -107,8 +107,8 @@ import Glibc
 
   /// From now on chains are read under `map`.
   mutating func adopt(_ map: GuestMemoryMap) {
-    storage.adopt(map, live: liveCount)
-    generation = map.generation
+    storage.adopt(map, after: generation, live: liveCount)
+    generation &+= 1
     view = map.guestView
     hint = 0
   }
