@@ -11,7 +11,8 @@ import Glibc
   /// The driver's name for the chain while it is out: the head descriptor's index (packed: the buffer id), below the
   /// queue size. A device keeps per-request state in an array indexed by it.
   public let head: UInt16
-  // SAFETY: a slot of the ring's table, which outlives its chains: a ring is torn down only when none is out.
+  // SAFETY: a slot of the ring's table, which outlives its chains: a ring is torn down only when none is out, and leaves
+  // its slots behind should a device have kept one.
   @usableFromInline let slot: UnsafeMutablePointer<Slot>
 
   @inlinable init(head: UInt16, slot: UnsafeMutablePointer<Slot>) {

@@ -8,7 +8,7 @@ import Glibc
   let size: UInt16
   // SAFETY: `slots` has `size` slots; before the first one more, that counts drops (Chain.deinit finds it from its head),
   // and after the last one more, in which a chain is walked whose head is not known yet. `arrays` has `ownSegments` for
-  // each. Both are released in `deinit`, when no chain is out any more.
+  // each. Both are released in `deinit`, where no chain is out any more.
   let slots: UnsafeMutablePointer<Slot>
   private let arrays: UnsafeMutablePointer<iovec>
   // SAFETY: each pointer is an allocation of its class's capacity (64, 256, 1024, 4096 segments) that no slot uses.
@@ -38,7 +38,9 @@ import Glibc
   }
 
   deinit {
-    // SAFETY: no chain is out any more (Chain.slot).
+    // A chain that its device kept beyond its queue marks its slot when it goes: better a leak than a stray write.
+    for i in 0..<Int(size) where unsafe slots[i].state == .live { return }
+    // SAFETY: no chain is out any more.
     for i in 0...Int(size) where unsafe slots[i].capacity != UInt32(SlotTable.ownSegments) {
       unsafe slots[i].segments.deallocate()
     }
