@@ -10,11 +10,13 @@ public enum EventIndex {
   }
 
   /// The same for positions in a packed ring of `size`, which wrap there: `event` is an offset and, in bit 15, the wrap
-  /// counter it belongs to; `wrap` is the counter at `new`. (virtio 1.3 §2.8.10.1)
+  /// counter it belongs to; `wrap` is the counter at `new`. An offset that no position has counts as passed: better a call
+  /// too many than a driver that waits. (virtio 1.3 §2.8.10.1)
   @inlinable @inline(__always)
   public static func passed(event: UInt16, new: UInt16, old: UInt16, wrap: Bool, size: UInt16) -> Bool {
     let earlier = new <= old ? old &- size : old
     let offset = event & 0x7fff
+    if offset >= size { return true }
     let target = (event >> 15 == 1) == wrap ? offset : offset &- size
     return passed(event: target, new: new, old: earlier)
   }
