@@ -25,7 +25,9 @@ import CLinux
     var done = unsafe first.count
     while done < length {
       let (at, overflow) = address.addingReportingOverflow(done)
-      guard !overflow, let piece = unsafe view.piece(at: at, upTo: length - done, hint: &hint) else { return nil }
+      guard !overflow, let piece = unsafe view.piece(at: at, upTo: length - done, hint: &hint) else {
+        return nil
+      }
       done += unsafe piece.count
     }
   }
