@@ -10,7 +10,8 @@ struct BlkCommand: ServiceCommand {
     abstract: "Serves a raw image or a block device as a virtio-blk disk.",
     discussion: """
       QEMU:
-        -object memory-backend-memfd,id=mem,size=1G,share=on -machine memory-backend=mem \\
+        -object memory-backend-memfd,id=mem,size=1G,share=on \\
+        -machine memory-backend=mem \\
         -chardev socket,id=c0,path=vm.sock,reconnect=1 \\
         -device vhost-user-blk-pci,chardev=c0,num-queues=2
 
@@ -26,7 +27,8 @@ struct BlkCommand: ServiceCommand {
 
   @Option(
     help: ArgumentHelp(
-      "Instead of an image: a disk of this size that moves no data, to measure with.", valueName: "size"))
+      "Instead of an image: a disk of this size that moves no data, to measure with.", valueName: "size"),
+    transform: ByteSize.init(parsing:))
   var nullSize: ByteSize?
 
   @Flag(help: "Refuse writes; the guest sees a read-only disk.")
@@ -76,6 +78,7 @@ struct BlkCommand: ServiceCommand {
     guard (blkFile == nil) != (nullSize == nil) else {
       throw ValidationError("give exactly one of --blk-file and --null-size")
     }
+    if blkFile?.isEmpty == true { throw ValidationError("--blk-file '': expected a path") }
     if readOnly, nullSize != nil { throw ValidationError("--read-only goes with --blk-file") }
     if watchSize, nullSize != nil { throw ValidationError("--watch-size goes with --blk-file") }
     guard lockWait >= 0, lockWait <= 86_400 else {

@@ -16,16 +16,21 @@ struct Program: ParsableCommand {
       EXAMPLE
         vhost-swiftd blk --socket-path vm.sock --blk-file disk.img
         qemu-system-x86_64 ... \\
-          -object memory-backend-memfd,id=mem,size=1G,share=on -machine memory-backend=mem \\
-          -chardev socket,id=c0,path=vm.sock -device vhost-user-blk-pci,chardev=c0
+          -object memory-backend-memfd,id=mem,size=1G,share=on \\
+          -machine memory-backend=mem \\
+          -chardev socket,id=c0,path=vm.sock \\
+          -device vhost-user-blk-pci,chardev=c0
 
       SIGNALS
-        SIGTERM, SIGINT   finish what is under way (up to --drain-timeout), remove the socket, exit 0
+        SIGTERM, SIGINT   finish what is under way (up to --drain-timeout),
+                          remove the socket, exit 0; a second one: at once
         SIGHUP            look at the image's size again, and tell the guest
         SIGUSR1           write the counters as JSON (see --stats)
 
       EXIT STATUS
-        0 after SIGTERM or at the end of an inherited connection; 2 for wrong usage; 1 for any other failure
+        0   after SIGTERM, or at the end of an inherited connection
+        2   wrong usage
+        1   any other failure
       """,
     version: version,
     subcommands: [BlkCommand.self, RngCommand.self, ServeCommand.self])
@@ -39,13 +44,13 @@ struct Program: ParsableCommand {
       return
     }
     do {
-      var command = try parseAsRoot(arguments)
+      var command = try parseAsRoot(try Invocation.checked(arguments))
       try command.run()
     } catch let error as HostError {
-      Output.error("vhost-swiftd: \(error)\n")
+      Output.failure("\(error)")
       Glibc.exit(1)
     } catch let failure as Failure {
-      Output.error("vhost-swiftd: \(failure.message)\n")
+      Output.failure(failure.message)
       Glibc.exit(failure.status)
     } catch {
       let status = exitCode(for: error)
@@ -53,24 +58,13 @@ struct Program: ParsableCommand {
         Output.line(fullMessage(for: error))
         Glibc.exit(0)
       }
-      Output.error("vhost-swiftd: \(message(for: error)) (see --help)\n")
+      Output.failure("\(message(for: error)) (see --help)")
       Glibc.exit(2)
     }
   }
-}
 
-/// The arguments as given, or completed from the name the program was called by: management software runs a back-end
-/// by a bare path (docs/interop/vhost-user.rst, "Backend program conventions"), so `vhost-swiftd-blk`, a link, means
-/// `vhost-swiftd blk`.
-enum Invocation {
-  static func arguments(_ all: [String]) -> [String] {
-    let rest = Array(all.dropFirst())
-    let name = all.first?.split(separator: "/").last.map(String.init) ?? ""
-    guard let dash = name.lastIndex(of: "-") else { return rest }
-    let device = String(name[name.index(after: dash)...])
-    let known = Program.configuration.subcommands.contains { $0.configuration.commandName == device }
-    return known ? [device] + rest : rest
-  }
+  /// Without a device there is nothing to serve.
+  func run() throws { throw Failure.usage("no device is given: expected blk, rng or serve (see --help)") }
 }
 
 /// What `--print-capabilities` answers, whatever else is on the command line.
@@ -97,7 +91,18 @@ struct Failure: Error {
 /// Standard output and error, without buffering of our own.
 enum Output {
   static func line(_ text: String) { write(text + "\n", to: STDOUT_FILENO) }
-  static func error(_ text: String) { write(text, to: STDERR_FILENO) }
+
+  /// One line on standard error, whatever is in the message: what a person gave is repeated in it.
+  static func failure(_ message: String) {
+    // The parser lists choices a line each.
+    let lines = message.replacing("\n  - ", with: " ")
+    let text = lines.unicodeScalars.reduce(into: "") { text, scalar in
+      let isSign =
+        scalar.properties.generalCategory != .control && scalar.properties.generalCategory != .format
+      text += isSign ? String(scalar) : scalar.escaped(asASCII: false)
+    }
+    write("vhost-swiftd: \(text)\n", to: STDERR_FILENO)
+  }
 
   static func write(_ text: String, to descriptor: Int32) {
     var rest = Array(text.utf8)[...]

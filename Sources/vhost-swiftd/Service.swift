@@ -55,9 +55,7 @@ final class Service {
   private static func makeThreads(
     _ options: ServiceOptions, _ device: any VirtioDevice
   ) throws -> [QueueThread] {
-    let cpus = try options.cpus.map { list throws -> [Int] in
-      do { return try Topology.processors(list) } catch { throw Failure.usage("--cpus: \(error)") }
-    }
+    let cpus = try options.cpus.map(Topology.processors)
     let identity = device.identity
     let count = min(options.threads, identity.queueLimit)
     let seats = (identity.queueLimit + count - 1) / count
@@ -77,19 +75,15 @@ final class Service {
       case .neither: throw Failure.run("--fd \(fd) is not a Unix socket: pass a listening or a connected one")
       }
     }
-    if let path = options.connect { return .connecting(path: path) }
-    let group = try options.socketGroup.map(groupID)
-    return .listener(
-      try UnixListener(path: options.socketPath ?? "", mode: options.socketMode.bits, group: group))
-  }
-
-  private static func groupID(_ name: String) throws -> UInt32 {
-    if let number = UInt32(name) { return number }
-    // SAFETY: the entry is read before any other call could replace it; there is one thread yet.
-    guard let entry = unsafe getgrnam(name) else {
-      throw Failure.usage("--socket-group '\(name)': no such group")
+    if let path = options.connect {
+      let limit = MemoryLayout.size(ofValue: sockaddr_un().sun_path) - 1
+      // Tried again and again, it would never be a shorter one.
+      guard path.utf8.count <= limit else { throw HostError.pathTooLong(path: path, limit: limit) }
+      return .connecting(path: path)
     }
-    return unsafe entry.pointee.gr_gid
+    return .listener(
+      try UnixListener(
+        path: options.socketPath ?? "", mode: options.socketMode.bits, group: options.groupID()))
   }
 
   private static func logger(_ level: Logger.Level, _ device: String) -> Logger {

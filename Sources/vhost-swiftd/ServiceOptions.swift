@@ -2,6 +2,7 @@
 
 import ArgumentParser
 import DeviceKit
+import Glibc
 import HostIO
 import Logging
 
@@ -35,7 +36,9 @@ struct ServiceOptions: ParsableArguments {
   @Flag(help: "Print what this back-end can do, as JSON, and exit.")
   var printCapabilities = false
 
-  @Option(help: ArgumentHelp("Permissions of the socket, octal.", valueName: "mode"))
+  @Option(
+    help: ArgumentHelp("Permissions of the socket, octal. (default: 0600)", valueName: "mode"),
+    transform: OctalMode.init(parsing:))
   var socketMode = OctalMode(bits: 0o600)
 
   @Option(help: ArgumentHelp("Group of the socket, by name or number.", valueName: "group"))
@@ -50,7 +53,9 @@ struct ServiceOptions: ParsableArguments {
   @Option(help: ArgumentHelp("Processors for the threads, in turn: 0,2-5.", valueName: "list"))
   var cpus: String?
 
-  @Option(help: "How threads wait: sleep at once, spin a little first, or never sleep.")
+  @Option(
+    help: ArgumentHelp(
+      "How threads wait: sleep at once, spin a little first, or never sleep.", valueName: "mode"))
   var poll = PollMode.adaptive
 
   @Option(
@@ -65,7 +70,7 @@ struct ServiceOptions: ParsableArguments {
     ))
   var stats: String?
 
-  @Option(help: "Least severe messages to log: trace, debug, info, notice, warning, error, critical.")
+  @Option(help: ArgumentHelp("Least severe messages to log.", valueName: "level"))
   var logLevel = Logger.Level.notice
 
   func validate() throws {
@@ -73,12 +78,33 @@ struct ServiceOptions: ParsableArguments {
     guard places == 1 else {
       throw ValidationError("give exactly one of --socket-path, --fd and --connect")
     }
+    let texts = [
+      ("--socket-path", socketPath), ("--connect", connect), ("--socket-group", socketGroup),
+      ("--stats", stats),
+    ]
+    for (name, text) in texts where text?.isEmpty == true {
+      throw ValidationError("\(name) '': expected a \(name == "--socket-group" ? "group" : "path")")
+    }
     guard (1...64).contains(threads) else { throw ValidationError("--threads \(threads): expected 1 to 64") }
     if let numQueues, !(1...256).contains(numQueues) {
       throw ValidationError("--num-queues \(numQueues): expected 1 to 256")
     }
     try Self.check(drainTimeout: drainTimeout)
     if let fd, fd < 0 { throw ValidationError("--fd \(fd): expected a descriptor number") }
+    do { _ = try cpus.map(Topology.processors) } catch { throw ValidationError("--cpus: \(error)") }
+    _ = try groupID()
+  }
+
+  /// The socket's group; nil where none was asked for.
+  func groupID() throws(ValidationError) -> UInt32? {
+    guard let socketGroup else { return nil }
+    if let number = UInt32(socketGroup) { return number }
+    // SAFETY: the entry is read before any other call could replace it; there is one thread yet.
+    guard let entry = unsafe getgrnam(socketGroup) else {
+      throw ValidationError(
+        "--socket-group '\(socketGroup)': there is no such group: expected a name or a number")
+    }
+    return unsafe entry.pointee.gr_gid
   }
 
   static func check(drainTimeout: Double?) throws {
@@ -90,30 +116,33 @@ struct ServiceOptions: ParsableArguments {
 }
 
 /// File permissions in octal, as chmod takes them.
-struct OctalMode: ExpressibleByArgument {
+struct OctalMode {
   let bits: UInt32
   init(bits: UInt32) { self.bits = bits }
 
-  init?(argument: String) {
-    guard let bits = UInt32(argument, radix: 8), bits <= 0o777 else { return nil }
+  init(parsing text: String) throws {
+    guard let bits = UInt32(text, radix: 8), bits <= 0o777 else {
+      throw ValidationError("expected an octal number up to 777")
+    }
     self.bits = bits
   }
-
-  var defaultValueDescription: String { "0" + String(bits, radix: 8) }
 }
 
 /// A number of bytes: 4096, 64K, 10M, 2G, 1T; powers of 1024.
-struct ByteSize: ExpressibleByArgument {
+struct ByteSize {
   let bytes: UInt64
 
-  init?(argument: String) {
+  init(parsing text: String) throws {
     let units: [Character: UInt64] = ["K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40]
-    let unit = argument.last.flatMap { units[Character($0.uppercased())] }
-    let digits = unit == nil ? Substring(argument) : argument.dropLast()
-    guard digits.allSatisfy({ $0.isASCII && $0.isNumber }), let number = UInt64(digits) else { return nil }
-    let (bytes, overflow) = number.multipliedReportingOverflow(by: unit ?? 1)
+    let unit = text.last.flatMap { units[Character($0.uppercased())] }
+    let digits = unit == nil ? Substring(text) : text.dropLast()
+    let number =
+      digits.utf8.allSatisfy { (UInt8(ascii: "0")...UInt8(ascii: "9")).contains($0) } ? UInt64(digits) : nil
+    let (bytes, overflow) = (number ?? 0).multipliedReportingOverflow(by: unit ?? 1)
     // Files and offsets are signed 64-bit numbers.
-    guard !overflow, bytes <= UInt64(Int64.max) else { return nil }
+    guard number != nil, !overflow, bytes <= UInt64(Int64.max) else {
+      throw ValidationError("expected a number of bytes below 8192 PiB, such as 4096, 64K, 10G")
+    }
     self.bytes = bytes
   }
 }
