@@ -7,7 +7,7 @@ import HostIO
 
 final class ServiceLoop {
   private let signals: SignalFD
-  private let statistics: Statistics
+  private let stats: String?
   private let drainTimeout: Duration
 
   /// Before any thread is made, so that all of them leave signals to this one.
@@ -15,24 +15,39 @@ final class ServiceLoop {
     // A write past RLIMIT_FSIZE, or to a closed pipe, is an error of that write, not the end of every disk.
     signal(SIGXFSZ, SIG_IGN)
     signal(SIGPIPE, SIG_IGN)
-    statistics = try Statistics(to: stats)
     signals = try SignalFD([SIGTERM, SIGINT, SIGUSR1, SIGHUP])
+    self.stats = stats
     self.drainTimeout = .seconds(drainTimeout ?? ServiceOptions.usualDrainTimeout)
   }
 
   /// Serves until a signal ends it, or every device has ended by itself.
   func run(_ services: [Service]) throws {
-    do {
-      for service in services { try service.start() }
-    } catch {
-      for service in services { service.server.abandon() }
-      throw Failure.run("\(error)")
-    }
-    wait(for: services)
+    let statistics = try start(services)
+    let isDrained = wait(for: services, statistics)
     statistics.write(services.map(\.json), atEnd: true)
+    // Nothing is torn down under threads that still run.
+    if !isDrained { Glibc._exit(0) }
   }
 
-  private func wait(for services: [Service]) {
+  /// Starts all of them; where one cannot, none is left, and no file either.
+  private func start(_ services: [Service]) throws -> Statistics {
+    do {
+      let statistics = try Statistics(to: stats, sparing: services.flatMap(\.host.device.descriptors))
+      do {
+        for service in services { try service.start() }
+      } catch {
+        statistics.withdraw()
+        throw error
+      }
+      return statistics
+    } catch {
+      for service in services { service.server.abandon() }
+      throw error
+    }
+  }
+
+  /// True where nothing is under way any more.
+  private func wait(for services: [Service], _ statistics: borrowing Statistics) -> Bool {
     var deadline: ContinuousClock.Instant?
     var stopping = false
     while services.contains(where: { !$0.hasEnded }) {
@@ -61,6 +76,7 @@ final class ServiceLoop {
       default: break
       }
     }
+    return true
   }
 
   /// How long to wait at most: to the deadline, or to the next look at a device.
@@ -69,7 +85,8 @@ final class ServiceLoop {
     return times.min().map { Int32(clamping: Int64($0 / .milliseconds(1)) + 1) } ?? -1
   }
 
-  private func abandon(_ services: [Service]) {
+  private func abandon(_ services: [Service]) -> Bool {
     for service in services where !service.hasEnded { service.server.abandon() }
+    return false
   }
 }

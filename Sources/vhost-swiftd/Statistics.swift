@@ -9,20 +9,45 @@ import HostIO
 struct Statistics: ~Copyable {
   private let file: OwnedFD?
   private let wanted: Bool
+  /// The file, where it was not there before.
+  private let made: String?
 
-  /// Nil: to standard output at SIGUSR1 only.
-  init(to path: String?) throws {
+  /// Nil: to standard output at SIGUSR1 only. `images`: descriptors of files that must not be overwritten.
+  init(to path: String?, sparing images: [Int32]) throws {
     wanted = path != nil
     guard let path, path != "-" else {
       file = nil
+      made = nil
       return
     }
-    // SAFETY: a NUL-terminated copy of the path.
-    let raw = unsafe clx_open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0o644)
+    // Nothing here may wait: not for a reader of a FIFO either.
+    let flags = O_WRONLY | O_NONBLOCK | O_CLOEXEC
+    // SAFETY (both calls): a NUL-terminated copy of the path.
+    var raw = unsafe clx_open(path, flags | O_CREAT | O_EXCL, 0o644)
+    let isNew = raw >= 0
+    if !isNew, errno == EEXIST { raw = unsafe clx_open(path, flags, 0) }
     guard raw >= 0 else {
       throw Failure.run("cannot write statistics to '\(path)': \(HostError.text(of: errno))")
     }
-    file = OwnedFD(adopting: raw)
+    let descriptor = OwnedFD(adopting: raw)
+    guard !images.contains(where: { Self.isSame($0, raw) }) else {
+      throw Failure.run("statistics would overwrite the image '\(path)': give another file")
+    }
+    file = consume descriptor
+    made = isNew ? path : nil
+  }
+
+  private static func isSame(_ one: Int32, _ other: Int32) -> Bool {
+    var facts = (stat(), stat())
+    // SAFETY: fills the local values.
+    guard unsafe fstat(one, &facts.0) == 0, unsafe fstat(other, &facts.1) == 0 else { return false }
+    return facts.0.st_dev == facts.1.st_dev && facts.0.st_ino == facts.1.st_ino
+  }
+
+  /// Takes the file away again, where nothing came of the start.
+  func withdraw() {
+    // SAFETY: a NUL-terminated copy of the path.
+    if let made { unsafe unlink(made) }
   }
 
   /// At the end only where the operator asked for a place.
