@@ -20,6 +20,7 @@ public final class VhostUserServer: Sendable {
   private let host: DeviceHost
   private let endpoint: Endpoint
   private let log: Logger
+  private let limiter: LogLimiter
   private let stop: EventFD
   private let ended: EventFD
   private let done = Reply<Void>()
@@ -28,10 +29,16 @@ public final class VhostUserServer: Sendable {
   /// Nothing is served before `start`. The queue threads of `host` must have been started by then.
   public init(host: DeviceHost, endpoint: consuming Endpoint, log: Logger) throws(HostError) {
     self.host = host
-    self.endpoint = endpoint
     self.log = log
-    stop = try EventFD()
-    ended = try EventFD()
+    limiter = LogLimiter(log)
+    do throws(HostError) {
+      stop = try EventFD()
+      ended = try EventFD()
+    } catch {
+      if case .listener(let listener) = endpoint { listener.unlinkPath() }
+      throw error
+    }
+    self.endpoint = endpoint
   }
 
   /// Serves from now on.
@@ -87,7 +94,7 @@ public final class VhostUserServer: Sendable {
         if let connection = try listener.accept() { serve(UnixStream(adopting: connection)) }
       } catch {
         // Out of descriptors or memory: the connection stays in the backlog; look again in a while.
-        log.warning("cannot accept a connection: \(error)")
+        limiter.warning("cannot accept a connection: \(error)")
         _ = Poll.one(stop.raw, .readable, milliseconds: 500)
       }
     }
@@ -112,12 +119,13 @@ public final class VhostUserServer: Sendable {
   }
 
   private func serve(_ stream: consuming UnixStream) {
-    log.info("a front-end has connected")
-    let session = Session(host: host, stream: stream, stop: stop.raw, channel: channel, log: log)
+    limiter.info("a front-end has connected")
+    let session = Session(
+      host: host, stream: stream, stop: stop.raw, channel: channel, log: log, limiter: limiter)
     switch session.run() {
-    case .peerClosed: log.info("the front-end has left")
-    case .stopped: log.info("the session was stopped")
-    case .dropped(let reason): session.limiter.warning("the connection was closed: \(reason)")
+    case .peerClosed: limiter.info("the front-end has left")
+    case .stopped: limiter.info("the session was stopped")
+    case .dropped(let reason): limiter.warning("the connection was closed: \(reason)")
     }
   }
 }

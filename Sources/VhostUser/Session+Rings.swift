@@ -96,13 +96,13 @@ extension Session {
       area = inflight.area(index, packed: isPacked)
       if area == nil { return .refused("ring \(index) has no place in the inflight region") }
     }
-    let log = log
+    let limiter = limiter
     let setup = QueueSetup(
       layout: layout, features: acknowledged, map: map, inflight: area, enabled: ring.enabled,
       kick: ring.kickRaw,
       call: ring.callRaw, error: ring.errorRaw,
       onFault: { fault in
-        log.warning("ring \(index) is broken: \(fault)")
+        limiter.warning("ring \(index) is broken: \(fault)")
       })
     if let error = host.start(index, setup) {
       if let raw = ring.errorRaw { EventFD.signal(raw) }

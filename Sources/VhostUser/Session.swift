@@ -30,7 +30,8 @@ final class Session {
 
   let host: DeviceHost
   let log: Logger
-  var limiter: LogLimiter
+  /// For what the peer can cause as often as it likes.
+  let limiter: LogLimiter
   private let stream: UnixStream
   private let stop: Int32
   let channel: BackendChannel
@@ -49,13 +50,16 @@ final class Session {
   let rings: [Vring]
 
   /// `stop` is a descriptor whose readability ends the session.
-  init(host: DeviceHost, stream: consuming UnixStream, stop: Int32, channel: BackendChannel, log: Logger) {
+  init(
+    host: DeviceHost, stream: consuming UnixStream, stop: Int32, channel: BackendChannel, log: Logger,
+    limiter: LogLimiter
+  ) {
     self.host = host
     self.stream = stream
     self.stop = stop
     self.channel = channel
     self.log = log
-    limiter = LogLimiter(log)
+    self.limiter = limiter
     offered = host.device.features.union(Self.transportFeatures)
     rings = (0..<host.queueLimit).map { _ in Vring() }
   }
