@@ -135,6 +135,13 @@ struct BlockProbe {
     let code = clx_fallocate(
       raw, Int32(CLX_FALLOC_PUNCH_HOLE | CLX_FALLOC_KEEP_SIZE), Int64(byteCount), 4096)
     limits.discards = code == 0
+    // Some file systems take that for a change of the file.
+    if code == 0 {
+      let leave = timespec(tv_sec: 0, tv_nsec: (1 << 30) - 2)  // UTIME_OMIT
+      let times = [leave, facts.st_mtim]
+      // SAFETY: reads the array's two elements.
+      _ = unsafe times.withUnsafeBufferPointer { unsafe futimens(raw, $0.baseAddress) }
+    }
   }
 
   /// A device that discards says how much at once, in sysfs.
