@@ -131,8 +131,10 @@ final class PackedDriver: TestDriver {
     return id
   }
 
+  var hasUsed: Bool { isUsed(collected) }
+
   func collect() -> (token: UInt16, length: Int)? {
-    guard isUsed(collected) else { return nil }
+    guard hasUsed else { return nil }
     let (length, id, flags) = word(collected)
     guard id < size, taken[Int(id)] > 0 else { return (0xffff, Int(length)) }
     collected += taken[Int(id)]

@@ -113,8 +113,10 @@ final class SplitDriver: TestDriver {
     }
   }
 
+  var hasUsed: Bool { usedIndex != UInt16(truncatingIfNeeded: collected) }
+
   func collect() -> (token: UInt16, length: Int)? {
-    guard usedIndex != UInt16(truncatingIfNeeded: collected) else { return nil }
+    guard hasUsed else { return nil }
     let element = usedElement(collected)
     collected += 1
     guard element.id < size, !takenBy[Int(element.id)].isEmpty else { return (0xffff, Int(element.length)) }

@@ -66,6 +66,8 @@ protocol TestDriver: AnyObject {
   func add(_ pieces: [Piece], _ shape: Shape) -> UInt16?
   /// The next used chain.
   func collect() -> (token: UInt16, length: Int)?
+  /// Whether `collect` would give one.
+  var hasUsed: Bool { get }
   /// What has been collected, as a position.
   var collected: Int { get }
   /// Tells the device when to call.
