@@ -104,11 +104,15 @@ enum Output {
     write("vhost-swiftd: \(text)\n", to: STDERR_FILENO)
   }
 
-  static func write(_ text: String, to descriptor: Int32) {
+  /// `patience`: how long to wait for a reader, in milliseconds; -1 without a bound. What it does not take is lost.
+  static func write(_ text: String, to descriptor: Int32, patience: Int32 = -1) {
     var rest = Array(text.utf8)[...]
     while !rest.isEmpty {
+      if patience >= 0, Poll.one(descriptor, .writable, milliseconds: patience).isEmpty { return }
+      // A pipe that is writable takes a page without waiting.
+      let part = patience >= 0 ? rest.prefix(4096) : rest
       // SAFETY: writes from the array's own storage.
-      let count = unsafe rest.withUnsafeBytes { unsafe Glibc.write(descriptor, $0.baseAddress, $0.count) }
+      let count = unsafe part.withUnsafeBytes { unsafe Glibc.write(descriptor, $0.baseAddress, $0.count) }
       if count <= 0, errno != EINTR { return }
       rest = rest.dropFirst(max(0, count))
     }

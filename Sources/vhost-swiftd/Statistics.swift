@@ -59,7 +59,8 @@ struct Statistics: ~Copyable {
       _ = ftruncate(file.raw, 0)
       _ = lseek(file.raw, 0, SEEK_SET)
       Output.write(text + "\n", to: file.raw)
-    case .none: Output.line(text)
+    // The main thread has signals to attend to.
+    case .none: Output.write(text + "\n", to: STDOUT_FILENO, patience: 500)
     }
   }
 
