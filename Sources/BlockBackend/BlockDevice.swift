@@ -159,8 +159,12 @@ public final class BlockDevice: VirtioDevice {
     return ImageLock(raw: raw, shared: image.isReadOnly)
   }
 
-  /// Whether another process writes to the image (or reads it, where we would write).
-  public var isInUseElsewhere: Bool { lock?.isTakenElsewhere ?? false }
+  /// Whether another process writes to the image (or reads it, where we would write), and goes on for as long as a
+  /// starting ring would wait.
+  public var isInUseElsewhere: Bool {
+    guard let lock else { return false }
+    return !lock.waitUntilFree(within: lockPolicy.wait)
+  }
 
   public func willRun() throws(DeviceError) {
     guard let lock, !lock.take(within: lockPolicy.wait) else { return }

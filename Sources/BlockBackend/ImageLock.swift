@@ -35,6 +35,20 @@ struct ImageLock: Sendable {
     return record.l_type != Int16(F_UNLCK)
   }
 
+  /// Waits until nobody else holds it; false after the time. A killed process holds it until the kernel has taken its rings
+  /// apart, which takes a while after its end is seen.
+  func waitUntilFree(within limit: Duration) -> Bool {
+    let deadline = ContinuousClock.now + limit
+    while isTakenElsewhere {
+      if ContinuousClock.now >= deadline { return false }
+      Self.pause()
+    }
+    return true
+  }
+
+  /// Nobody tells when a lock is free: look again soon.
+  private static func pause() { _ = poll(nil, 0, 20) }
+
   /// Takes the lock, waiting at most so long; false where it cannot be had. File systems without locks have none to give.
   func take(within limit: Duration) -> Bool {
     let deadline = ContinuousClock.now + limit
@@ -44,8 +58,7 @@ struct ImageLock: Sendable {
       if unsafe clx_fcntl_lock(raw, Int32(CLX_F_OFD_SETLK), &record) == 0 { return true }
       guard errno == EAGAIN || errno == EACCES || errno == EINTR else { return true }
       if ContinuousClock.now >= deadline { return false }
-      // Nobody tells when a lock is free: look again soon.
-      _ = poll(nil, 0, 50)
+      Self.pause()
     }
   }
 

@@ -48,7 +48,7 @@ struct ImageJourneys {
     let second = try Backend(try image.device(lockWait: .milliseconds(200)))
     let one = try BlockDriver(path: first.socket, RingKind.all[0].options())
     #expect(throws: FrontendError.self) { try BlockDriver(path: second.socket, RingKind.all[0].options()) }
-    #expect(try image.device().isInUseElsewhere)
+    #expect(try image.device(lockWait: .zero).isInUseElsewhere)
     // Stopped rings let go, whether the front-end leaves or not: so a migration hands over.
     _ = try one.stop()
     let two = try BlockDriver(path: second.socket, RingKind.all[0].options())
