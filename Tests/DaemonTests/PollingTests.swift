@@ -126,7 +126,7 @@ struct PollingTests {
     driver.disconnect()
     try broken.sendRaw(request: 1, flags: 3)
     try broken.expectClosed()
-    #expect(facts.executableMappings == atStart)
+    #expect(facts.executableMappings.subtracting(atStart) == [])
     #expect(!atStart.isEmpty && !atStart.contains { $0.contains("rwx") })
     try daemon.stop()
   }

@@ -77,8 +77,13 @@ struct ProcessFacts {
     return (0...open.count).first { !open.contains($0) } ?? open.count
   }
 
-  /// Mappings that may be executed: address range, permissions, file.
+  /// Mappings that may be executed: address range, permissions, file. The kernel gives the list in pieces, between which
+  /// a mapping that comes or goes can hide another: all that several looks saw.
   var executableMappings: Set<String> {
+    (0..<5).reduce(into: []) { seen, _ in seen.formUnion(executableMappingsAtALook) }
+  }
+
+  private var executableMappingsAtALook: Set<String> {
     let lines = text("maps").split(separator: "\n").map { $0.split(whereSeparator: \.isWhitespace) }
     return Set(
       lines.filter { $0.count >= 5 && $0[1].contains("x") }.map {

@@ -19,11 +19,12 @@ private let arrows: [(folder: String, imports: Set<String>)] = [
     [
       "BlockBackend", "NetBackend", "EntropyDevice", "VhostUser", "DeviceKit", "HostIO", "CLinux",
       "ArgumentParser",
-      "Logging", "Foundation",
+      "Logging", "FoundationEssentials",
     ]
   ),
   ("Examples/EntropyDevice", ["DeviceKit", "VirtQueue", "CLinux"]),
   ("Examples/rng-backend", ["EntropyDevice", "DeviceKit", "VhostUser", "HostIO", "Logging"]),
+  ("Examples/disk-check", ["VhostFrontend"]),
   ("Benchmarks/ring-bench", ["VirtQueue", "VhostFrontend", "HostIO", "CLinux", "Foundation"]),
   // What tests drive the program with, and the driver's side of them.
   ("Tests/Support/GuestHarness", ["Foundation", "Dispatch"]),
