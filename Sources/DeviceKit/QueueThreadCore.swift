@@ -98,7 +98,7 @@ import VirtQueue
     case .interrupt: return false
     case .busy: break
     case .adaptive(let limit):
-      let now = Self.now()
+      let now = Monotonic.now
       if idleSince == 0 { idleSince = now }
       if now &- idleSince > limit { return false }
     }
@@ -122,13 +122,6 @@ import VirtQueue
       unsafe uring.pointee.submitAndWait(nanoseconds: nap)
     }
     for runner in active { runner.unpark() }
-  }
-
-  private static func now() -> UInt64 {
-    var time = timespec()
-    // SAFETY: fills the local value.
-    unsafe clock_gettime(CLOCK_MONOTONIC, &time)
-    return UInt64(time.tv_sec) &* 1_000_000_000 &+ UInt64(time.tv_nsec)
   }
 
   /// Handles every completion that is there.

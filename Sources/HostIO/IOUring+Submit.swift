@@ -70,6 +70,24 @@ extension IOUring {
       entry(), Operation.timeout.rawValue, 0, -1, 0, UInt64(UInt(bitPattern: pauseTime)), 1, 0, token)
   }
 
+  /// Completes, with -ETIME, after so long, or with -ECANCELED when it is cancelled.
+  public mutating func wait(nanoseconds: UInt64, token: UInt64) {
+    let sqe = unsafe entry()
+    // SAFETY: the entry is one of the queue's `capacity` entries of 64 bytes, and its time is its own until the kernel has
+    // taken both.
+    let place = unsafe timerTimes + (sqe - UnsafeMutableRawPointer(ring.pointee.sq.sqes)) / 64
+    unsafe place.pointee = __kernel_timespec(
+      tv_sec: Int64(nanoseconds / 1_000_000_000), tv_nsec: Int64(nanoseconds % 1_000_000_000))
+    unsafe clx_sqe_fill(
+      sqe, Operation.timeout.rawValue, 0, -1, 0, UInt64(UInt(bitPattern: place)), 1, 0, token)
+  }
+
+  /// Ends the wait that was submitted with `target`, if it goes on; both complete.
+  public mutating func cancelWait(target: UInt64, token: UInt64) {
+    // SAFETY: as in `submit`; a removal names no file.
+    unsafe clx_sqe_fill(entry(), Operation.timeoutRemove.rawValue, 0, -1, 0, target, 0, 0, token)
+  }
+
   /// Ends the poll that was submitted with `target`; both complete.
   public mutating func cancelPoll(target: UInt64, token: UInt64) {
     // SAFETY: as in `submit`; a removal names no file.

@@ -19,6 +19,8 @@ public struct FileSlot: Sendable, Equatable {
   @usableFromInline let ring: UnsafeMutablePointer<io_uring>
   // SAFETY: a constant with a fixed address, alive with the ring.
   let pauseTime: UnsafeMutablePointer<__kernel_timespec>
+  // SAFETY: one a submission entry, by its place in the queue: the kernel reads it when it takes the entry.
+  let timerTimes: UnsafeMutablePointer<__kernel_timespec>
   /// Entries in the submission queue.
   public let capacity: UInt32
   public let fileCapacity: UInt32
@@ -70,6 +72,8 @@ public struct FileSlot: Sendable, Equatable {
     unsafe pauseTime = .allocate(capacity: 1)
     unsafe pauseTime.initialize(to: __kernel_timespec(tv_sec: 0, tv_nsec: 200_000_000))
     capacity = unsafe cell.pointee.sq.ring_entries
+    unsafe timerTimes = .allocate(capacity: Int(capacity))
+    unsafe timerTimes.initialize(repeating: __kernel_timespec(), count: Int(capacity))
     fileCapacity = files
   }
 
@@ -78,6 +82,7 @@ public struct FileSlot: Sendable, Equatable {
     unsafe io_uring_queue_exit(ring)
     unsafe ring.deallocate()
     unsafe pauseTime.deallocate()
+    unsafe timerTimes.deallocate()
   }
 
   private static func probe(_ ring: UnsafeMutablePointer<io_uring>) -> [Bool] {
@@ -120,6 +125,7 @@ public struct FileSlot: Sendable, Equatable {
     case pollAdd = 6
     case pollRemove = 7
     case timeout = 11
+    case timeoutRemove = 12
     case asyncCancel = 14
     case fallocate = 17
     case read = 22
