@@ -39,6 +39,8 @@ public final class BlockDevice: VirtioDevice {
   let waitsForSpace: Bool
   private let lockPolicy: ImageLockPolicy
   let bounce = BlockBounce()
+  /// What the disk may move; `set` is for any thread, at any time.
+  public let limiter = RateLimiter()
   private let blockSize: UInt32
   private let writeCache: Bool
   private let capacity: Atomic<UInt64>
@@ -200,6 +202,8 @@ enum BlockCounter: Int, CaseIterable {
   case bounced, waits
   /// Flushes that reached the storage.
   case syncs
+  /// Requests that had to wait for a rate limit, and for how long in all.
+  case throttles, throttledNanoseconds
 
   var name: String { String(describing: self) }
 }

@@ -16,6 +16,8 @@ import VirtQueue
   private enum Part {
     static let wait: UInt8 = 1
     static let ranges: UInt8 = 2
+    /// A request's turn under the device's rate limits.
+    static let turn: UInt8 = 3
   }
 
   private let device: BlockDevice
@@ -25,6 +27,9 @@ import VirtQueue
   // SAFETY: `size` requests; indexed by heads, which are below the queue's size. A request is read only between the
   // `hold` that wrote it and the `take` that ends it.
   private let requests: UnsafeMutablePointer<BlockRequest>
+  private var gate: RateGate
+  /// Of the request that waits for its turn: what was decided on, and is not read again.
+  private var waitingHeader = BlockHeader(words: (0, 0))
 
   init(device: BlockDevice, file: FileSlot?, size: UInt16) {
     self.device = device
@@ -32,6 +37,7 @@ import VirtQueue
     engine = device.image.engine
     raw = device.image.raw ?? -1
     unsafe requests = .allocate(capacity: Int(size))
+    gate = RateGate(device.limiter)
   }
 
   deinit { unsafe requests.deallocate() }
@@ -57,6 +63,19 @@ import VirtQueue
       return
     }
     let header = BlockHeader(words: words)
+    if gate.isOn {
+      let delay = admit(header, bytes: chain.byteCount, q)
+      if delay > 0 {
+        waitForTurn(chain, header, delay, &q)
+        return
+      }
+    }
+    dispatch(chain, header, status: status, &q)
+  }
+
+  private mutating func dispatch<R: VirtRing & ~Copyable>(
+    _ chain: consuming Chain, _ header: BlockHeader, status: StatusPlace, _ q: inout QueueIO<R>
+  ) {
     switch header.type {
     case BlockRequestType.read:
       q.count(.reads)
@@ -80,6 +99,52 @@ import VirtQueue
       end(chain, .unsupported, at: status, &q)
     }
   }
+
+  // MARK: Rate limits
+
+  /// Takes a request's tokens; returns for how long it has to wait, in nanoseconds. Limits are on what moves data or
+  /// changes it: header and status do not count, and a discard counts as a write of no bytes.
+  private mutating func admit<R: VirtRing & ~Copyable>(
+    _ header: BlockHeader, bytes: Int, _ q: borrowing QueueIO<R>
+  ) -> UInt64 {
+    let direction: RateLimiter.Direction
+    switch header.type {
+    case BlockRequestType.read: direction = .read
+    case BlockRequestType.write, BlockRequestType.discard, BlockRequestType.writeZeroes: direction = .write
+    default: return 0
+    }
+    let moves = header.type == BlockRequestType.read || header.type == BlockRequestType.write
+    let data = UInt64(truncatingIfNeeded: bytes &- BlockHeader.byteCount &- 1)
+    return gate.admit(direction, bytes: moves ? data : 0, at: Monotonic.now)
+  }
+
+  @inline(never)
+  private mutating func waitForTurn<R: VirtRing & ~Copyable>(
+    _ chain: consuming Chain, _ header: BlockHeader, _ delay: UInt64, _ q: inout QueueIO<R>
+  ) {
+    q.count(.throttles)
+    waitingHeader = header
+    q.throttle(nanoseconds: delay, head: chain.hold(), part: Part.turn)
+  }
+
+  /// The waiting request's turn may have come. A queue that is being stopped waits for none.
+  @inline(never)
+  private mutating func takeTurn<R: VirtRing & ~Copyable>(_ chain: consuming Chain, _ q: inout QueueIO<R>) {
+    let now = Monotonic.now
+    let delay = q.isDraining ? 0 : gate.remaining(at: now)
+    if delay > 0 {
+      q.throttle(nanoseconds: delay, head: chain.hold(), part: Part.turn)
+      return
+    }
+    q.count(.throttledNanoseconds, gate.waited(at: now))
+    guard let status = StatusPlace(in: chain.writable) else {
+      q.complete(chain, written: 0)
+      return
+    }
+    dispatch(chain, waitingHeader, status: status, &q)
+  }
+
+  // MARK: Kinds of requests
 
   /// Reads or writes: checks the request against the disk, and starts the transfer.
   private mutating func move<R: VirtRing & ~Copyable>(
@@ -270,7 +335,12 @@ import VirtQueue
   }
 
   mutating func completed<R: VirtRing & ~Copyable>(_ completion: Completion, _ q: inout QueueIO<R>) {
-    guard let chain = q.take(completion.head), let file else { return }
+    guard let chain = q.take(completion.head) else { return }
+    if completion.part == Part.turn {
+      takeTurn(chain, &q)
+      return
+    }
+    guard let file else { return }
     // SAFETY: a held chain's request, head < size.
     var request = unsafe requests[Int(completion.head)]
     switch completion.part {

@@ -13,13 +13,19 @@ import VirtQueue
   @usableFromInline let uring: UnsafeMutablePointer<IOUring>
   @usableFromInline let tools: ThreadTools
   @usableFromInline let stem: Token
-  /// How many more chains this turn may take, so that neighbours on the thread get theirs.
+  /// How many more chains, and bytes in them, this turn may take, so that neighbours on the thread get theirs.
   @usableFromInline var budget = 0
+  @usableFromInline var byteBudget = 0
   /// Operations submitted and not yet ended.
   @usableFromInline var outstanding = 0
   @usableFromInline var taken: UInt64 = 0
   @usableFromInline var given: UInt64 = 0
   @usableFromInline let counters: QueueCounters
+
+  /// The queue takes no chains until its rate limit lets it.
+  @usableFromInline var isThrottled = false
+  /// The token of the wait under way, or of the last one.
+  @usableFromInline var throttleToken: UInt64 = 0
 
   /// The queue is being stopped: what cannot end soon is to end badly.
   public internal(set) var isDraining = false
@@ -38,9 +44,10 @@ import VirtQueue
   /// The next available chain; nil when there is none or this turn's share is used up.
   @inlinable @inline(__always)
   public mutating func next() -> Chain? {
-    guard budget > 0 else { return nil }
+    guard budget > 0, byteBudget > 0 else { return nil }
     guard let chain = ring.next() else { return nil }
     budget &-= 1
+    byteBudget &-= chain.byteCount
     taken &+= 1
     return chain
   }
@@ -92,6 +99,29 @@ import VirtQueue
   @inlinable public mutating func pause(head: UInt16, part: UInt8 = 0) {
     outstanding &+= 1
     unsafe uring.pointee.pause(token: stem.with(part: part, head: head))
+  }
+
+  /// Takes no more chains for so long: a rate limit is reached. Then the worker's `completed` comes, once, and the queue
+  /// goes on; a queue that is stopped meanwhile does not wait for it. The chain that has to wait is held under `head`.
+  public mutating func throttle(nanoseconds: UInt64, head: UInt16, part: UInt8) {
+    outstanding &+= 1
+    isThrottled = true
+    budget = 0
+    throttleToken = stem.with(part: part, head: head)
+    unsafe uring.pointee.wait(nanoseconds: nanoseconds, token: throttleToken)
+  }
+
+  /// Ends the wait there may be, for a queue that is stopped.
+  mutating func endThrottle() {
+    guard isThrottled else { return }
+    unsafe uring.pointee.cancelWait(
+      target: throttleToken, token: Token(.ignored, seat: stem.seat, epoch: 0).raw)
+  }
+
+  /// Whether a completion is the end of the wait; the queue goes on then.
+  @inlinable @inline(__always)
+  mutating func endsThrottle(_ token: UInt64) {
+    if isThrottled, token == throttleToken { isThrottled = false }
   }
 
   /// Does what would hold the queue up on another thread, one after another, and comes back with what it returned.

@@ -43,9 +43,6 @@ import VirtQueue
 
 @safe @usableFromInline
 final class QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: QueueRunning {
-  /// Chains a queue may take before its neighbours have their turn.
-  private static var share: Int { 64 }
-
   private var io: QueueIO<R>
   private var worker: W
   @usableFromInline let line: CallLine
@@ -72,8 +69,9 @@ final class QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: Qu
 
   @usableFromInline func turn() -> Bool {
     var busy = false
-    if isEnabled, !draining {
-      io.budget = Self.share
+    if isEnabled, !draining, !io.isThrottled {
+      io.budget = QueueBudget.chains
+      io.byteBudget = QueueBudget.bytes
       worker.service(&io)
       // An exhausted share: more may be waiting.
       busy = io.taken != countedTaken
@@ -107,6 +105,7 @@ final class QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: Qu
       guard token.stem == workStem else { break }
       unsafe io.uring.pointee.advance()
       io.outstanding &-= 1
+      io.endsThrottle(event.token)
       worker.completed(Completion(head: token.head, part: token.part, result: event.result), &io)
       any = true
     }
@@ -119,7 +118,7 @@ final class QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: Qu
   }
 
   @usableFromInline func park() -> Bool {
-    guard isEnabled, !draining else { return false }
+    guard isEnabled, !draining, !io.isThrottled else { return false }
     return io.ring.park()
   }
 
@@ -128,6 +127,7 @@ final class QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: Qu
   @usableFromInline func drain() {
     draining = true
     io.isDraining = true
+    io.endThrottle()
   }
 
   @usableFromInline var drainedBase: UInt32? {

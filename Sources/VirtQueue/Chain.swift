@@ -48,6 +48,12 @@ import Glibc
     }
   }
 
+  /// Bytes in both parts together.
+  @inlinable public var byteCount: Int {
+    // SAFETY: the slot is live while the chain is.
+    unsafe Int(slot.pointee.readableBytes) &+ Int(slot.pointee.writableBytes)
+  }
+
   /// Whether some of its bytes are not in guest memory. Such a request fails; what can be reached of it may still
   /// carry the news (a status byte).
   @inlinable public var hasHole: Bool { unsafe slot.pointee.hasHole }

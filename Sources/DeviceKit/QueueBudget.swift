@@ -1,0 +1,10 @@
+// What one turn of a queue may take, so that no neighbour on its thread waits long. Constants.
+
+/// The share of a turn. Queues of one thread take turns, one each a round: a request waits behind at most one budget of
+/// every other queue, whatever those are sent.
+public enum QueueBudget {
+  /// Chains.
+  @inlinable public static var chains: Int { 64 }
+  /// Bytes in them: a queue of large requests takes as long as one of small ones. The chain that crosses it is the last.
+  @inlinable public static var bytes: Int { 1 << 20 }
+}
