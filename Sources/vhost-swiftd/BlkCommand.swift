@@ -2,6 +2,7 @@
 
 import ArgumentParser
 import BlockBackend
+import DeviceKit
 import Glibc
 
 struct BlkCommand: ServiceCommand {
@@ -17,9 +18,13 @@ struct BlkCommand: ServiceCommand {
 
       The guest sees a disk that can flush and change its cache mode. A guest that negotiates neither gets every write on \
       stable storage before it completes.
+
+      A disk at its limit is not asked for more until it has its turn; --stats counts how often and how long. Limits of a \
+      running disk are changed in the file of `serve` and taken up at SIGHUP; here they hold for the process's life.
       """)
 
   @OptionGroup(title: "Service") var service: ServiceOptions
+  @OptionGroup(title: "Limits") var limitOptions: DiskLimitOptions
 
   @Option(
     help: ArgumentHelp("A raw image or a block device; its size is a multiple of 512.", valueName: "path"))
@@ -71,6 +76,8 @@ struct BlkCommand: ServiceCommand {
   @Flag(help: "Watch the image's size and tell the guest; without it, SIGHUP asks for a look.")
   var watchSize = false
 
+  var limits: RateLimits { limitOptions.limits }
+
   enum Switch: String, ExpressibleByArgument, CaseIterable { case on, off }
   enum FullStorage: String, ExpressibleByArgument, CaseIterable { case report, wait }
 
@@ -119,7 +126,7 @@ struct BlkCommand: ServiceCommand {
     let watch =
       try watchSize
       ? SizeWatch(path: blkFile ?? "", refresh: device.refreshSize) : SizeWatch(onRequest: device.refreshSize)
-    return try Service(service, device, watch: watch)
+    return try Service(service, device, watch: watch, limits: (device.limiter, limits))
   }
 
   private func openImage() throws(Failure) -> BlockImage {

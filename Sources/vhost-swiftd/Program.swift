@@ -24,7 +24,8 @@ struct Program: ParsableCommand {
       SIGNALS
         SIGTERM, SIGINT   finish what is under way (up to --drain-timeout),
                           remove the socket, exit 0; a second one: at once
-        SIGHUP            look at the image's size again, and tell the guest
+        SIGHUP            look at the image's size again, and tell the guest;
+                          serve: take up the limits in its file
         SIGUSR1           write the counters as JSON (see --stats)
 
       EXIT STATUS

@@ -1,6 +1,7 @@
 // `vhost-swiftd serve`: several devices in one process, from a file.
 
 import ArgumentParser
+import DeviceKit
 import FoundationEssentials
 import HostIO
 
@@ -12,6 +13,9 @@ struct ServeCommand: ParsableCommand {
       The file holds {"devices": [{"device": "blk", "socket-path": "a.sock", "blk-file": "a.img", "threads": 2}, …]}: \
       for each device, its subcommand and that subcommand's long options, with a text, a number, or true for an option \
       that takes no value. Devices fail, reconnect and end by themselves. share/config.schema.json describes the file.
+
+      SIGHUP reads the file again and takes up the limits in it (iops, bandwidth and their like), without an interruption. \
+      Nothing else of a running device changes: a file with other changes in it is refused whole, with one line.
       """)
 
   @Option(help: ArgumentHelp("The file.", valueName: "path"))
@@ -32,7 +36,15 @@ struct ServeCommand: ParsableCommand {
 
   func run() throws {
     let devices = try ConfigFile.devices(in: config)
-    let loop = try ServiceLoop(stats: stats, drainTimeout: drainTimeout)
+    let loop = try ServiceLoop(stats: stats, drainTimeout: drainTimeout) { services in
+      do {
+        try takeUpLimits(of: services, running: devices.map(\.arguments))
+      } catch let failure as Failure {
+        Output.failure("SIGHUP: \(failure.message): the limits stay as they are")
+      } catch {
+        Output.failure("SIGHUP: \(error): the limits stay as they are")
+      }
+    }
     var services: [Service] = []
     do {
       for (place, arguments) in devices { services.append(try Self.service(place, arguments)) }
@@ -43,8 +55,25 @@ struct ServeCommand: ParsableCommand {
     try loop.run(services)
   }
 
-  /// A device as its subcommand makes it; what is wrong is told with its place in the file.
+  /// Reads the file again; all of its limits are taken up, or none.
+  private func takeUpLimits(of services: [Service], running: [[String]]) throws {
+    let now = try ConfigFile.devices(in: config)
+    guard now.map({ Limits.fixed($0.arguments) }) == running.map(Limits.fixed) else {
+      throw Failure.usage("'\(config)' has changes that a running process cannot take up")
+    }
+    let limits = try now.map { place, arguments in try Self.command(place, arguments) { $0.limits } }
+    for (service, limits) in zip(services, limits) { service.limit(limits) }
+  }
+
+  /// A device as its subcommand makes it.
   private static func service(_ place: String, _ arguments: [String]) throws -> Service {
+    try command(place, arguments) { try $0.makeService() }
+  }
+
+  /// A device's subcommand, and what is to be had of it; what is wrong is told with its place in the file.
+  private static func command<Value>(
+    _ place: String, _ arguments: [String], _ use: (any ServiceCommand) throws -> Value
+  ) throws -> Value {
     do {
       guard let command = try Program.parseAsRoot(arguments) as? any ServiceCommand else {
         throw Failure.usage("'\(arguments.first ?? "")' is no device: expected blk or rng")
@@ -52,7 +81,7 @@ struct ServeCommand: ParsableCommand {
       guard command.service.stats == nil, command.service.drainTimeout == nil else {
         throw Failure.usage("stats and drain-timeout are the process's: give them on the command line")
       }
-      return try command.makeService()
+      return try use(command)
     } catch let failure as Failure {
       throw Failure(message: "\(place): \(failure.message)", status: failure.status)
     } catch {
@@ -64,11 +93,15 @@ struct ServeCommand: ParsableCommand {
 /// A subcommand that serves one device.
 protocol ServiceCommand: ParsableCommand {
   var service: ServiceOptions { get }
+  /// What the device may move.
+  var limits: RateLimits { get }
   /// Opens and makes everything that the device needs.
   func makeService() throws -> Service
 }
 
 extension ServiceCommand {
+  var limits: RateLimits { RateLimits() }
+
   func run() throws {
     let loop = try ServiceLoop(stats: service.stats, drainTimeout: service.drainTimeout)
     try loop.run([makeService()])

@@ -15,13 +15,20 @@ final class Service {
   let threads: [QueueThread]
   let server: VhostUserServer
   let watch: SizeWatch
+  private let limiter: RateLimiter?
   private let log: Logger
   private(set) var hasEnded = false
 
-  /// Opens and makes everything; nothing runs yet. `watch`: how a change of the device from outside is noticed.
-  init(_ options: ServiceOptions, _ device: any VirtioDevice, watch: consuming SizeWatch) throws {
+  /// Opens and makes everything; nothing runs yet. `watch`: how a change of the device from outside is noticed; `limits`: what
+  /// enforces the device's limits, and what they are at first.
+  init(
+    _ options: ServiceOptions, _ device: any VirtioDevice, watch: consuming SizeWatch,
+    limits: (limiter: RateLimiter, first: RateLimits)? = nil
+  ) throws {
     name = device.identity.name
     self.watch = watch
+    limiter = limits?.limiter
+    if let limits { limits.limiter.set(limits.first, at: Monotonic.now) }
     log = Self.logger(options.logLevel, name)
     do {
       threads = try Self.makeThreads(options, device)
@@ -49,6 +56,9 @@ final class Service {
 
   /// Looks at the device from outside again, and tells the front-end what is new.
   func refresh() { if watch.refresh() { server.configChanged() } }
+
+  /// Other limits from now on.
+  func limit(_ limits: RateLimits) { limiter?.set(limits, at: Monotonic.now) }
 
   var json: String { Statistics.json(device: name, host: host, threads: threads) }
 

@@ -9,14 +9,17 @@ final class ServiceLoop {
   private let signals: SignalFD
   private let stats: String?
   private let drainTimeout: Duration
+  /// What SIGHUP asks for beside a look at each device.
+  private let reload: ([Service]) -> Void
 
   /// Before any thread is made, so that all of them leave signals to this one.
-  init(stats: String?, drainTimeout: Double?) throws {
+  init(stats: String?, drainTimeout: Double?, reload: @escaping ([Service]) -> Void = { _ in }) throws {
     // A write past RLIMIT_FSIZE, or to a closed pipe, is an error of that write, not the end of every disk.
     signal(SIGXFSZ, SIG_IGN)
     signal(SIGPIPE, SIG_IGN)
     signals = try SignalFD([SIGTERM, SIGINT, SIGUSR1, SIGHUP])
     self.stats = stats
+    self.reload = reload
     self.drainTimeout = .seconds(drainTimeout ?? ServiceOptions.usualDrainTimeout)
   }
 
@@ -66,7 +69,9 @@ final class ServiceLoop {
       if let limit = deadline, ContinuousClock.now >= limit { return abandon(services) }
       switch signals.next() {
       case SIGUSR1: statistics.write(services.map(\.json))
-      case SIGHUP: for service in services { service.refresh() }
+      case SIGHUP:
+        for service in services { service.refresh() }
+        reload(services)
       case SIGTERM, SIGINT:
         // The second one ends at once.
         if stopping { return abandon(services) }
