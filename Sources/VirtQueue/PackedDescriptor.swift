@@ -25,6 +25,16 @@
       index = UInt16(truncatingIfNeeded: sum)
     }
   }
+
+  /// The way back, as far as `advance` went.
+  mutating func retreat(by count: UInt16, size: UInt16) {
+    if count > index {
+      index = UInt16(truncatingIfNeeded: UInt32(index) &+ UInt32(size) &- UInt32(count))
+      wrap.toggle()
+    } else {
+      index &-= count
+    }
+  }
 }
 
 /// The second half of a packed descriptor, {le32 length, le16 id, le16 flags}, as one word.

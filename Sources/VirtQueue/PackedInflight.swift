@@ -90,6 +90,20 @@ struct UnfinishedRequest {
     log.freeHead = freeHead
   }
 
+  /// A whole request was not taken after all: its entries are free again.
+  mutating func untake(id: UInt16) {
+    guard let log, Int(id) < entryOf.count else { return }
+    let entry = entryOf[Int(id)]
+    log.setInFlight(entry, false)
+    clx_fence_compiler()
+    log.setNext(log.last(entry), freeHead)
+    freeHead = entry
+    log.freeHead = freeHead
+    clx_fence_compiler()
+    log.certainFreeHead = freeHead
+    clx_fence_compiler()
+  }
+
   // MARK: Giving it back
 
   /// Before a used descriptor is written: the log runs ahead to where the ring will be.

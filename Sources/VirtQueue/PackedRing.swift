@@ -273,6 +273,16 @@ import CLinux
     nextUsed.advance(by: count, size: size)
   }
 
+  public mutating func untake(_ chain: consuming Chain) {
+    let slot = unsafe chain.slot
+    let id = chain.release()
+    let count = unsafe slot.pointee.descriptorCount
+    unsafe table.close(slot)
+    if broken { return }
+    nextAvailable.retreat(by: count, size: size)
+    if logs { inflight.untake(id: id) }
+  }
+
   @inlinable @inline(__always)
   public mutating func publish() -> Notify {
     if table.hasDropped { fail(.chainDropped(table.settleDropped())) }

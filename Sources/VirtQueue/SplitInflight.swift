@@ -105,6 +105,14 @@ import CLinux
     clx_fence_compiler()
   }
 
+  /// A head was not taken after all.
+  mutating func untake(_ head: UInt16) {
+    guard let base = unsafe base else { return }
+    // SAFETY: as above.
+    unsafe clx_store_relaxed_u8(Self.entry(base, head), 0)
+    clx_fence_compiler()
+  }
+
   /// Notes that a head is in the batch that will become public next.
   @usableFromInline mutating func batch(_ head: UInt16) {
     guard let base = unsafe base else { return }

@@ -240,6 +240,15 @@ import CLinux
     return unsafe Chain(head: head, slot: slot)
   }
 
+  public mutating func untake(_ chain: consuming Chain) {
+    let slot = unsafe chain.slot
+    let head = chain.release()
+    unsafe table.close(slot)
+    if broken { return }
+    nextAvailable &-= 1
+    if logs { inflight.untake(head) }
+  }
+
   @inlinable @inline(__always)
   public mutating func publish() -> Notify {
     if table.hasDropped { fail(.chainDropped(table.settleDropped())) }

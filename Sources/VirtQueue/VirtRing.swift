@@ -28,6 +28,9 @@ public protocol VirtRing: ~Copyable {
   mutating func complete(_ chain: consuming Chain, written: UInt32)
   /// The chain that was set aside under this head; nil where there is none.
   mutating func take(_ head: UInt16) -> Chain?
+  /// Takes a chain back into the ring as if it had never been given out: for a queue that stops. Chains are untaken the
+  /// last one first, and only by a device that completes in order.
+  mutating func untake(_ chain: consuming Chain)
   /// Makes everything completed so far visible, in one step, and says whether the driver wants a call.
   mutating func publish() -> Notify
 

@@ -201,6 +201,37 @@ struct InflightTests {
     #expect(refused > 0)
   }
 
+  @Test("what was untaken is in no log: the next process finds it in the ring", arguments: [false, true])
+  func untaken(packed: Bool) throws {
+    let survivor = try sharedSurvivor(packed)
+    for life in 0..<20 {
+      let expected = survivor.waiting.count
+      let heads =
+        packed
+        ? takeAndUntake(try PackedRing(survivor.layout, map: survivor.map, inflight: survivor.area))
+        : takeAndUntake(try SplitRing(survivor.layout, map: survivor.map, inflight: survivor.area))
+      #expect(heads.count == expected, "life \(life)")
+      #expect(survivor.collect().count == 1)
+      #expect(survivor.driver.fault == nil)
+      _ = try survivor.add(pieces: 3, indirect: life % 2 == 0)
+    }
+  }
+
+  /// Takes all there is, completes the first, gives the others back. Heads of what was there.
+  private func takeAndUntake<R: VirtRing & ~Copyable>(_ ring: consuming R) -> [UInt16] {
+    var ring = ring
+    var heads: [UInt16] = []
+    while let chain = ring.next() { heads.append(chain.hold()) }
+    #expect(ring.fault == nil)
+    for head in heads.dropFirst().reversed() {
+      if let chain = ring.take(head) { ring.untake(chain) }
+    }
+    if let first = heads.first, let chain = ring.take(first) { ring.complete(chain, written: 0) }
+    _ = ring.publish()
+    #expect(ring.liveCount == 0)
+    return heads
+  }
+
   private func sharedSurvivor(_ packed: Bool) throws -> Survivor {
     let survivor = try Survivor(packed: packed, size: 16)
     for _ in 0..<4 { _ = try survivor.add(pieces: 3, indirect: false) }

@@ -38,6 +38,35 @@ struct RingLifeTests {
     return GivenChain(chain)
   }
 
+  @Test(
+    "Chains that are untaken, the last one first, are given out again, over the end of the ring too",
+    arguments: Format.allCases)
+  func untaken(format: Format) throws {
+    let rig = try Rig(format, size: 8)
+    for round in 0..<20 {
+      let base = rig.ring.base
+      let tokens = try (1...3).map { try #require(rig.driver.add(pieces($0 % 2 + 1), .direct)) }
+      var heads: [UInt16] = []
+      for _ in tokens { heads.append(try #require(rig.ring.hold())) }
+      #expect(heads == tokens)
+      #expect(rig.ring.base != base)
+      for head in heads.reversed() { rig.ring.untakeHeld(head) }
+      #expect(rig.ring.liveCount == 0)
+      #expect(rig.ring.base == base, "round \(round)")
+      for token in tokens {
+        #expect(rig.ring.hold() == token)
+        #expect(rig.ring.finish(token, written: round))
+      }
+      _ = rig.ring.publish()
+      for token in tokens {
+        let used = try #require(rig.driver.collect())
+        #expect(used.token == token)
+        #expect(used.length == round)
+      }
+    }
+    #expect(rig.ring.fault == nil)
+  }
+
   @Test("Chains come back in any order", arguments: Format.allCases)
   func anyOrder(format: Format) throws {
     for seed: UInt64 in 0..<50 {

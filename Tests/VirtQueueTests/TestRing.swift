@@ -11,6 +11,7 @@ protocol TestRing: AnyObject {
   func next() -> Chain?
   func complete(_ chain: consuming Chain, written: Int)
   func take(_ head: UInt16) -> Chain?
+  func untake(_ chain: consuming Chain)
   func publish() -> Notify
   func park() -> Bool
   func unpark()
@@ -31,6 +32,7 @@ final class RingBox<R: VirtRing & ~Copyable>: TestRing, CustomReflectable {
   func next() -> Chain? { ring.next() }
   func complete(_ chain: consuming Chain, written: Int) { ring.complete(chain, written: UInt32(written)) }
   func take(_ head: UInt16) -> Chain? { ring.take(head) }
+  func untake(_ chain: consuming Chain) { ring.untake(chain) }
   func publish() -> Notify { ring.publish() }
   func park() -> Bool { ring.park() }
   func unpark() { ring.unpark() }
@@ -118,6 +120,10 @@ extension TestRing {
 
   /// Takes a chain and holds it; its head, nil where there was none.
   func hold() -> UInt16? { next()?.hold() }
+  /// Untakes the chain that is held under this head, which must be there.
+  func untakeHeld(_ head: UInt16) {
+    if let chain = take(head) { untake(chain) }
+  }
 
   /// Completes what is held under a head. False where nothing is.
   @discardableResult
