@@ -78,11 +78,11 @@ public final class DeviceHost: Sendable {
     }
     var places: [Place] = []
     for index in 0..<identity.queueLimit where !threads.isEmpty {
-      let thread = threads[index % threads.count]
-      guard let seat = thread.core.reserveSeat() else {
+      let place = device.group(of: index) % threads.count
+      guard let seat = threads[place].core.reserveSeat() else {
         throw .system(call: "queue thread seats", code: 28)
       }
-      places.append(Place(thread: thread, seat: seat, files: files[index % threads.count]))
+      places.append(Place(thread: threads[place], seat: seat, files: files[place]))
     }
     self.places = places
   }
@@ -97,6 +97,7 @@ public final class DeviceHost: Sendable {
     let failure = install(index, setup)
     if failure == nil {
       running.withLock { _ = $0.insert(index) }
+      if setup.enabled { device.setQueue(index, isServed: true) }
     } else if isFirst {
       device.didStop()
     }
@@ -148,6 +149,7 @@ public final class DeviceHost: Sendable {
       running.subtract(indices)
       return !before && running.isEmpty
     }
+    for (index, base) in zip(indices, bases) where base != nil { device.setQueue(index, isServed: false) }
     if ended { device.didStop() }
     return bases
   }
@@ -155,6 +157,15 @@ public final class DeviceHost: Sendable {
   /// Whether a queue takes chains. In-flight requests of a disabled one still complete.
   public func setEnabled(_ index: Int, _ enabled: Bool) {
     onRunner(index) { $0.isEnabled = enabled }
+    if running.withLock({ $0.contains(index) }) { device.setQueue(index, isServed: enabled) }
+  }
+
+  /// How many queues share the fullest of `threads` threads.
+  public static func seats(for device: any VirtioDevice, threads: Int) -> Int {
+    guard threads > 0 else { return 0 }
+    var counts = [Int](repeating: 0, count: threads)
+    for index in 0..<device.identity.queueLimit { counts[device.group(of: index) % threads] += 1 }
+    return counts.max() ?? 0
   }
 
   /// Replaces the kick descriptor of a running queue; it is polled at once. Nil where that worked.

@@ -21,6 +21,8 @@ import VirtQueue
   @usableFromInline var taken: UInt64 = 0
   @usableFromInline var given: UInt64 = 0
   @usableFromInline let counters: QueueCounters
+  /// There is more to do without a kick or a completion.
+  @usableFromInline var wantsTurn = false
 
   /// The queue takes no chains until its rate limit lets it.
   @usableFromInline var isThrottled = false
@@ -63,6 +65,14 @@ import VirtQueue
   @inlinable @inline(__always)
   public mutating func take(_ head: UInt16) -> Chain? { ring.take(head) }
 
+  /// Gives a chain back as if it had never been taken: from `drain`, the last one taken first, by a device that completes
+  /// in order.
+  @inlinable public mutating func untake(_ chain: consuming Chain) { ring.untake(chain) }
+
+  /// Asks for another turn at once, once the neighbours have had theirs.
+  @inlinable @inline(__always)
+  public mutating func again() { wantsTurn = true }
+
   /// Adds to one of the device's own counters, by its place in `DeviceIdentity.counters`.
   @inlinable public func count(_ counter: Int, _ amount: UInt64 = 1) {
     counters.add(amount, to: counter &+ QueueCounters.firstOwn)
@@ -93,6 +103,25 @@ import VirtQueue
     unsafe uring.pointee.writev(
       file, vectors, count: count, offset: offset, durable: durable,
       token: stem.with(part: part, head: head))
+  }
+
+  /// Comes back each time the file becomes readable, with `more` set, until it is cancelled or the file fails: then once
+  /// without.
+  @inlinable public mutating func pollReadable(_ file: FileSlot, head: UInt16, part: UInt8 = 0) {
+    outstanding &+= 1
+    unsafe uring.pointee.pollReadable(file, token: stem.with(part: part, head: head))
+  }
+
+  /// Comes back once, when the file can be written.
+  @inlinable public mutating func pollWritable(_ file: FileSlot, head: UInt16, part: UInt8 = 0) {
+    outstanding &+= 1
+    unsafe uring.pointee.pollWritable(file, token: stem.with(part: part, head: head))
+  }
+
+  /// Ends a poll; it comes back once more, without `more`.
+  @inlinable public mutating func cancelPoll(head: UInt16, part: UInt8 = 0) {
+    unsafe uring.pointee.cancelPoll(
+      target: stem.with(part: part, head: head), token: Token(.ignored, seat: stem.seat, epoch: 0).raw)
   }
 
   /// Comes back after a while (0.2 s), to try again what failed for want of something.

@@ -69,12 +69,13 @@ final class QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: Qu
 
   @usableFromInline func turn() -> Bool {
     var busy = false
-    if isEnabled, !draining, !io.isThrottled {
+    if isEnabled || W.servesDisabled, !draining, !io.isThrottled {
       io.budget = QueueBudget.chains
       io.byteBudget = QueueBudget.bytes
-      worker.service(&io)
+      io.wantsTurn = false
+      if isEnabled { worker.service(&io) } else { worker.serviceDisabled(&io) }
       // An exhausted share: more may be waiting.
-      busy = io.taken != countedTaken
+      busy = io.taken != countedTaken || io.wantsTurn
     }
     publish()
     if io.ring.fault != nil, !faultReported { reportFault() }
@@ -104,9 +105,10 @@ final class QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: Qu
       let token = Token(raw: event.token)
       guard token.stem == workStem else { break }
       unsafe io.uring.pointee.advance()
-      io.outstanding &-= 1
+      if !event.more { io.outstanding &-= 1 }
       io.endsThrottle(event.token)
-      worker.completed(Completion(head: token.head, part: token.part, result: event.result), &io)
+      worker.completed(
+        Completion(head: token.head, part: token.part, result: event.result, more: event.more), &io)
       any = true
     }
     return any
@@ -118,16 +120,18 @@ final class QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: Qu
   }
 
   @usableFromInline func park() -> Bool {
-    guard isEnabled, !draining, !io.isThrottled else { return false }
+    guard isEnabled || W.servesDisabled, !draining, !io.isThrottled else { return false }
     return io.ring.park()
   }
 
   @usableFromInline func unpark() { io.ring.unpark() }
 
   @usableFromInline func drain() {
+    guard !draining else { return }
     draining = true
     io.isDraining = true
     io.endThrottle()
+    worker.drain(&io)
   }
 
   @usableFromInline var drainedBase: UInt32? {

@@ -42,12 +42,15 @@ public struct Completion: Sendable {
   public let head: UInt16
   /// The part number it was submitted with.
   public let part: UInt8
-  /// Bytes moved, or a negated errno.
+  /// Bytes moved, or a negated errno; of a poll, the events.
   public let result: Int32
+  /// A poll goes on, and will complete again.
+  public let more: Bool
 
-  @inlinable init(head: UInt16, part: UInt8, result: Int32) {
+  @inlinable init(head: UInt16, part: UInt8, result: Int32, more: Bool = false) {
     self.head = head
     self.part = part
     self.result = result
+    self.more = more
   }
 }

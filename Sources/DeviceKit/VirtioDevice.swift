@@ -60,8 +60,23 @@ public protocol VirtioDevice: AnyObject, Sendable {
   func didStop()
   /// A queue is to be served: end with `queue.run { worker }`.
   func start(_ queue: consuming QueueStart) throws(DeviceError)
+  /// A queue has started, stopped, or was enabled or disabled: whether the front-end has it running and enabled now.
+  func setQueue(_ index: Int, isServed: Bool)
+  /// Which queues share a thread: those of one group do; groups are spread over the threads in turn.
+  func group(of queue: Int) -> Int
+  /// Tells the network where the guest is now (VHOST_USER_SEND_RARP), by the address it is known under: six bytes, the
+  /// first one lowest. Called only where `announces`.
+  func announce(_ address: UInt64)
+  var announces: Bool { get }
+  /// The front-end's limit to the size of packets (VHOST_USER_NET_SET_MTU); false where that cannot be. Called only where
+  /// `limitsPackets`.
+  func setPacketLimit(_ bytes: UInt16) -> Bool
+  var limitsPackets: Bool { get }
   /// Back to the state before the first driver. No queue runs at this time.
   func reset()
+  /// The program ends as it was asked to: what was made for the device outside this process is taken away again. Nothing
+  /// runs any more, or nobody waits for it.
+  func retire()
 }
 
 extension VirtioDevice {
@@ -76,7 +91,14 @@ extension VirtioDevice {
   public func didStop() {}
   public var savedState: UInt64 { 0 }
   public func restore(_ savedState: UInt64?) {}
+  public func setQueue(_ index: Int, isServed: Bool) {}
+  public func group(of queue: Int) -> Int { queue }
+  public func announce(_ address: UInt64) {}
+  public var announces: Bool { false }
+  public func setPacketLimit(_ bytes: UInt16) -> Bool { false }
+  public var limitsPackets: Bool { false }
   public func reset() {}
+  public func retire() {}
 }
 
 /// Serves one queue. Made on the queue's thread, lives and dies there, and needs no lock.
@@ -87,10 +109,19 @@ public protocol QueueWorker: ~Copyable, SendableMetatype {
   mutating func service<R: VirtRing & ~Copyable>(_ q: inout QueueIO<R>)
   /// One operation that this worker submitted has ended.
   mutating func completed<R: VirtRing & ~Copyable>(_ completion: Completion, _ q: inout QueueIO<R>)
+  /// Whether `serviceDisabled` is called in place of `service` while the front-end has the queue disabled. Else nothing is.
+  static var servesDisabled: Bool { get }
+  mutating func serviceDisabled<R: VirtRing & ~Copyable>(_ q: inout QueueIO<R>)
+  /// The queue is being stopped and gives no more chains. What has no end of its own (a poll, a chain that waits for the
+  /// outside) is to be ended here; the queue has stopped when no chain and no operation is left.
+  mutating func drain<R: VirtRing & ~Copyable>(_ q: inout QueueIO<R>)
 }
 
 extension QueueWorker where Self: ~Copyable {
   public mutating func completed<R: VirtRing & ~Copyable>(_ completion: Completion, _ q: inout QueueIO<R>) {}
+  @inlinable public static var servesDisabled: Bool { false }
+  public mutating func serviceDisabled<R: VirtRing & ~Copyable>(_ q: inout QueueIO<R>) {}
+  public mutating func drain<R: VirtRing & ~Copyable>(_ q: inout QueueIO<R>) {}
 }
 
 /// Collects configuration bytes. Little-endian, as modern drivers and legacy ones on x86 read them.

@@ -63,6 +63,12 @@ extension IOUring {
       token: token)
   }
 
+  /// Completes once, when the file can be written.
+  public mutating func pollWritable(_ file: FileSlot, token: UInt64) {
+    submit(
+      .pollAdd, on: file, offset: 0, address: 0, length: 0, operationFlags: UInt32(CLX_POLLOUT), token: token)
+  }
+
   /// Completes, with -ETIME, after 0.2 s: for what may succeed later.
   public mutating func pause(token: UInt64) {
     // SAFETY: as in `submit`; a timeout names no file, and the time is the ring's own constant.

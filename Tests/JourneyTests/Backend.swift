@@ -20,7 +20,7 @@ final class Backend {
     folder = NSTemporaryDirectory() + "journey-" + UUID().uuidString.prefix(13)
     try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: true)
     socket = folder + "/s"
-    let seats = (device.identity.queueLimit + count - 1) / count
+    let seats = DeviceHost.seats(for: device, threads: count)
     threads = try (0..<count).map {
       try QueueThread(
         name: "journey-\($0)", cpus: [], policy: policy, seats: seats, files: device.descriptors.count,
