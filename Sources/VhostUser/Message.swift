@@ -20,6 +20,8 @@ public enum Request: UInt32, CaseIterable, Sendable {
   case setProtocolFeatures = 16
   case getQueueNum = 17
   case setVringEnable = 18
+  case sendRARP = 19
+  case setNetworkMTU = 20
   case setBackendFD = 21
   case getConfig = 24
   case setConfig = 25
@@ -108,7 +110,9 @@ public struct ProtocolFeatures: OptionSet, Sendable, Hashable {
   public init(rawValue: UInt64) { self.rawValue = rawValue }
 
   public static let multiQueue = ProtocolFeatures(rawValue: 1 << 0)
+  public static let rarp = ProtocolFeatures(rawValue: 1 << 2)
   public static let replyAck = ProtocolFeatures(rawValue: 1 << 3)
+  public static let networkMTU = ProtocolFeatures(rawValue: 1 << 4)
   public static let backendRequests = ProtocolFeatures(rawValue: 1 << 5)
   public static let config = ProtocolFeatures(rawValue: 1 << 9)
   public static let inflight = ProtocolFeatures(rawValue: 1 << 12)

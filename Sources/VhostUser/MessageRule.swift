@@ -85,6 +85,8 @@ package struct MessageRule {
     // Some front-ends ask without having negotiated MQ.
     MessageRule(.getQueueNum, reply: .own),
     MessageRule(.setVringEnable, .exactly(8)),
+    MessageRule(.sendRARP, .exactly(8), needs: .rarp),
+    MessageRule(.setNetworkMTU, .exactly(8), needs: .networkMTU),
     MessageRule(.setBackendFD, .exactly(0), .one, needs: .backendRequests),
     MessageRule(.getConfig, .config, reply: .own, needs: .config),
     MessageRule(.setConfig, .config, needs: .config),

@@ -19,6 +19,7 @@ extension Session {
     let strange = features.subtracting(offered)
     guard strange.isEmpty else { return .refused("features \(strange) were not offered") }
     acknowledged = features
+    log.debug("the driver chose features \(features)")
     host.device.negotiated(features)
     saveDeviceState()
     if !features.contains(.protocolFeatures) {
@@ -37,6 +38,28 @@ extension Session {
       return .refused("protocol features 0x\(String(strange.rawValue, radix: 16)) were not offered")
     }
     negotiatedProtocol = features
+    return .done
+  }
+
+  /// What the session itself can do, and what its device can.
+  static func protocolFeatures(of device: any VirtioDevice) -> ProtocolFeatures {
+    var features: ProtocolFeatures = [
+      .multiQueue, .replyAck, .backendRequests, .config, .inflight, .resetDevice, .memorySlots,
+    ]
+    if device.announces { features.insert(.rarp) }
+    if device.limitsPackets { features.insert(.networkMTU) }
+    return features
+  }
+
+  func announce(_ address: UInt64) -> Handling {
+    host.device.announce(address)
+    return .done
+  }
+
+  func setPacketLimit(_ bytes: UInt64) -> Handling {
+    guard let limit = UInt16(exactly: bytes), host.device.setPacketLimit(limit) else {
+      return .refused("an MTU of \(bytes)")
+    }
     return .done
   }
 

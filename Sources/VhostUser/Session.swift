@@ -38,9 +38,7 @@ final class Session {
 
   let offered: FeatureSet
   var acknowledged: FeatureSet = []
-  let offeredProtocol: ProtocolFeatures = [
-    .multiQueue, .replyAck, .backendRequests, .config, .inflight, .resetDevice, .memorySlots,
-  ]
+  let offeredProtocol: ProtocolFeatures
   var negotiatedProtocol: ProtocolFeatures = []
   var memory = MemoryTable()
   var map: GuestMemoryMap?
@@ -61,6 +59,7 @@ final class Session {
     self.log = log
     self.limiter = limiter
     offered = host.device.features.union(Self.transportFeatures)
+    offeredProtocol = Self.protocolFeatures(of: host.device)
     rings = (0..<host.queueLimit).map { _ in Vring() }
   }
 
@@ -172,6 +171,8 @@ final class Session {
     case .setProtocolFeatures: setProtocolFeatures(ProtocolFeatures(rawValue: reader.u64()))
     case .getQueueNum: .answer(PayloadWriter.u64(UInt64(rings.count)))
     case .setVringEnable: onRing(reader.u32()) { setEnabled($0, reader.u32()) }
+    case .sendRARP: announce(reader.u64())
+    case .setNetworkMTU: setPacketLimit(reader.u64())
     case .setBackendFD: setBackendChannel(descriptors.takeFirst())
     case .getConfig: getConfig(&reader)
     case .setConfig: setConfig(&reader)
