@@ -65,6 +65,17 @@ public struct NetHeader: Sendable, Equatable {
     if layout.countsBuffers { bufferCount = word(10) }
   }
 
+  /// From the first twelve bytes, as two little-endian words; `high` of a shorter header is zero where it ends.
+  public init(low: UInt64, high: UInt32) {
+    flags = Flags(rawValue: UInt8(truncatingIfNeeded: low))
+    segmentationType = UInt8(truncatingIfNeeded: low >> 8)
+    headerLength = UInt16(truncatingIfNeeded: low >> 16)
+    segmentSize = UInt16(truncatingIfNeeded: low >> 32)
+    checksumStart = UInt16(truncatingIfNeeded: low >> 48)
+    checksumOffset = UInt16(truncatingIfNeeded: high)
+    bufferCount = UInt16(truncatingIfNeeded: high >> 16)
+  }
+
   /// The header's bytes; fields past `num_buffers` are zero.
   public func bytes(layout: NetHeaderLayout) -> [UInt8] {
     var bytes = [flags.rawValue, segmentationType]

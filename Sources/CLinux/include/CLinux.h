@@ -1,4 +1,5 @@
 #pragma once
 #include "clx_atomics.h"
+#include "clx_net.h"
 #include "clx_system.h"
 #include "clx_uring.h"

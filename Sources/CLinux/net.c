@@ -1,0 +1,126 @@
+// Network interfaces and taps, see clx_net.h.
+#include "CLinux.h"
+
+#include <linux/ethtool.h>
+#include <linux/if.h>
+#include <linux/if_tun.h>
+#include <linux/netlink.h>
+#include <linux/rtnetlink.h>
+#include <linux/sockios.h>
+
+static struct ifreq request_for(const char *name) {
+  struct ifreq request;
+  memset(&request, 0, sizeof request);
+  strncpy(request.ifr_name, name, sizeof request.ifr_name - 1);
+  return request;
+}
+
+int clx_tap_attach(int fd, const char *name, uint16_t flags) {
+  struct ifreq request = request_for(name);
+  request.ifr_flags = (short)flags;
+  return ioctl(fd, TUNSETIFF, &request);
+}
+
+int clx_tap_facts(int fd, char *name, uint16_t *flags) {
+  struct ifreq request;
+  memset(&request, 0, sizeof request);
+  if (ioctl(fd, TUNGETIFF, &request) != 0) return -1;
+  memcpy(name, request.ifr_name, sizeof request.ifr_name);
+  *flags = (uint16_t)request.ifr_flags;
+  return 0;
+}
+
+int clx_tap_set_offload(int fd, uint32_t offload) { return ioctl(fd, TUNSETOFFLOAD, (unsigned long)offload); }
+
+int clx_tap_set_header_size(int fd, int32_t bytes) { return ioctl(fd, TUNSETVNETHDRSZ, &bytes); }
+
+int clx_tap_header_size(int fd, int32_t *bytes) { return ioctl(fd, TUNGETVNETHDRSZ, bytes); }
+
+int clx_tap_set_queue(int fd, int attached) {
+  struct ifreq request;
+  memset(&request, 0, sizeof request);
+  request.ifr_flags = attached ? IFF_ATTACH_QUEUE : IFF_DETACH_QUEUE;
+  return ioctl(fd, TUNSETQUEUE, &request);
+}
+
+int clx_tap_set_persistent(int fd, int persistent) { return ioctl(fd, TUNSETPERSIST, (unsigned long)persistent); }
+
+int clx_link_socket(void) { return socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0); }
+
+int clx_link_index(int socket, const char *name, int32_t *index) {
+  struct ifreq request = request_for(name);
+  if (ioctl(socket, SIOCGIFINDEX, &request) != 0) return -1;
+  *index = request.ifr_ifindex;
+  return 0;
+}
+
+int clx_link_flags(int socket, const char *name, uint32_t *flags) {
+  struct ifreq request = request_for(name);
+  if (ioctl(socket, SIOCGIFFLAGS, &request) != 0) return -1;
+  *flags = (uint16_t)request.ifr_flags;
+  return 0;
+}
+
+int clx_link_set_up(int socket, const char *name, int up) {
+  struct ifreq request = request_for(name);
+  if (ioctl(socket, SIOCGIFFLAGS, &request) != 0) return -1;
+  if (up) {
+    request.ifr_flags |= IFF_UP;
+  } else {
+    request.ifr_flags &= ~IFF_UP;
+  }
+  return ioctl(socket, SIOCSIFFLAGS, &request);
+}
+
+int clx_link_mtu(int socket, const char *name, int32_t *mtu) {
+  struct ifreq request = request_for(name);
+  if (ioctl(socket, SIOCGIFMTU, &request) != 0) return -1;
+  *mtu = request.ifr_mtu;
+  return 0;
+}
+
+int clx_link_driver(int socket, const char *name, char *driver, char *bus) {
+  struct ethtool_drvinfo info;
+  memset(&info, 0, sizeof info);
+  info.cmd = ETHTOOL_GDRVINFO;
+  struct ifreq request = request_for(name);
+  request.ifr_data = (void *)&info;
+  if (ioctl(socket, SIOCETHTOOL, &request) != 0) return -1;
+  memcpy(driver, info.driver, 32);
+  memcpy(bus, info.bus_info, 32);
+  return 0;
+}
+
+int clx_link_speed(int socket, const char *name, uint32_t *speed, uint8_t *duplex) {
+  struct ethtool_cmd command;
+  memset(&command, 0, sizeof command);
+  command.cmd = ETHTOOL_GSET;
+  struct ifreq request = request_for(name);
+  request.ifr_data = (void *)&command;
+  if (ioctl(socket, SIOCETHTOOL, &request) != 0) return -1;
+  *speed = ethtool_cmd_speed(&command);
+  *duplex = command.duplex;
+  return 0;
+}
+
+int clx_bridge_add(int socket, const char *bridge, int32_t index) {
+  struct ifreq request = request_for(bridge);
+  request.ifr_ifindex = index;
+  return ioctl(socket, SIOCBRADDIF, &request);
+}
+
+int clx_unshare_network(void) { return unshare(CLONE_NEWNET); }
+
+int clx_link_watch(void) {
+  int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, NETLINK_ROUTE);
+  if (fd < 0) return -1;
+  struct sockaddr_nl address;
+  memset(&address, 0, sizeof address);
+  address.nl_family = AF_NETLINK;
+  address.nl_groups = RTMGRP_LINK;
+  if (bind(fd, (struct sockaddr *)&address, sizeof address) == 0) return fd;
+  int code = errno;
+  close(fd);
+  errno = code;
+  return -1;
+}
