@@ -34,7 +34,7 @@ struct Program: ParsableCommand {
         1   any other failure
       """,
     version: version,
-    subcommands: [BlkCommand.self, RngCommand.self, ServeCommand.self])
+    subcommands: [BlkCommand.self, NetCommand.self, RngCommand.self, ServeCommand.self])
 
   static let version = "0.1.0"
 
@@ -65,7 +65,7 @@ struct Program: ParsableCommand {
   }
 
   /// Without a device there is nothing to serve.
-  func run() throws { throw Failure.usage("no device is given: expected blk, rng or serve (see --help)") }
+  func run() throws { throw Failure.usage("no device is given: expected blk, net, rng or serve (see --help)") }
 }
 
 /// What `--print-capabilities` answers, whatever else is on the command line.
@@ -74,6 +74,7 @@ enum Capabilities {
     guard arguments.contains("--print-capabilities") else { return nil }
     switch arguments.first {
     case "blk": return #"{"type":"block","features":["read-only","blk-file"]}"#
+    case "net": return #"{"type":"net"}"#
     case "rng": return #"{"type":"rng"}"#
     default: return nil
     }

@@ -49,7 +49,7 @@ struct ServeCommand: ParsableCommand {
     do {
       for (place, arguments) in devices { services.append(try Self.service(place, arguments)) }
     } catch {
-      for service in services { service.server.abandon() }
+      for service in services { service.withdraw() }
       throw error
     }
     try loop.run(services)
@@ -76,7 +76,7 @@ struct ServeCommand: ParsableCommand {
   ) throws -> Value {
     do {
       guard let command = try Program.parseAsRoot(arguments) as? any ServiceCommand else {
-        throw Failure.usage("'\(arguments.first ?? "")' is no device: expected blk or rng")
+        throw Failure.usage("'\(arguments.first ?? "")' is no device: expected blk, net or rng")
       }
       guard command.service.stats == nil, command.service.drainTimeout == nil else {
         throw Failure.usage("stats and drain-timeout are the process's: give them on the command line")
@@ -151,7 +151,7 @@ enum ConfigFile {
     return try file.devices.enumerated().map { index, device in
       let place = "'\(path)', devices[\(index)]"
       guard case .text(let name) = device["device"] else {
-        throw Failure.usage("\(place): \"device\" is missing: expected \"blk\" or \"rng\"")
+        throw Failure.usage("\(place): \"device\" is missing: expected \"blk\", \"net\" or \"rng\"")
       }
       var arguments = [name]
       for (key, value) in device.sorted(by: { $0.key < $1.key }) where key != "device" {

@@ -54,6 +54,12 @@ final class Service {
     hasEnded = true
   }
 
+  /// Nothing came of the start: what was made for it goes.
+  func withdraw() {
+    server.abandon()
+    host.device.retire()
+  }
+
   /// Looks at the device from outside again, and tells the front-end what is new.
   func refresh() { if watch.refresh() { server.configChanged() } }
 
@@ -68,7 +74,7 @@ final class Service {
     let cpus = try options.cpus.map(Topology.processors)
     let identity = device.identity
     let count = min(options.threads, identity.queueLimit)
-    let seats = (identity.queueLimit + count - 1) / count
+    let seats = DeviceHost.seats(for: device, threads: count)
     return try (0..<count).map { index in
       try QueueThread(
         name: "\(identity.name)-\(index)", cpus: cpus.map { [$0[index % $0.count]] } ?? [],

@@ -28,6 +28,7 @@ final class ServiceLoop {
     let statistics = try start(services)
     let isDrained = wait(for: services, statistics)
     statistics.write(services.map(\.json), atEnd: true)
+    for service in services { service.host.device.retire() }
     // Nothing is torn down under threads that still run.
     if !isDrained { Glibc._exit(0) }
   }
@@ -44,7 +45,7 @@ final class ServiceLoop {
       }
       return statistics
     } catch {
-      for service in services { service.server.abandon() }
+      for service in services { service.withdraw() }
       throw error
     }
   }

@@ -1,5 +1,5 @@
-// Notices that a disk's storage has another size: a file by inotify, a block device by looking once a second. SIGHUP asks
-// too, without this.
+// Notices that a device has changed from outside: a disk's size (a file by inotify, a block device by looking once a
+// second), a network's link. SIGHUP asks too, without this.
 
 import BlockBackend
 import CLinux
@@ -18,6 +18,13 @@ struct SizeWatch: ~Copyable {
   /// Only SIGHUP asks.
   init(onRequest refresh: @escaping () -> Bool) {
     events = OwnedFD(adopting: -1)
+    interval = nil
+    self.refresh = refresh
+  }
+
+  /// Looks whenever a descriptor becomes readable too.
+  init(events: consuming OwnedFD, refresh: @escaping () -> Bool) {
+    self.events = events
     interval = nil
     self.refresh = refresh
   }

@@ -112,7 +112,7 @@ struct HelpTests {
   func descriptions() throws {
     let place = Environment.repository + "/share/vhost-user"
     let names = try FileManager.default.contentsOfDirectory(atPath: place).sorted()
-    #expect(names == ["50-vhost-swiftd-blk.json", "50-vhost-swiftd-rng.json"])
+    #expect(names == ["50-vhost-swiftd-blk.json", "50-vhost-swiftd-net.json", "50-vhost-swiftd-rng.json"])
     for name in names {
       let data = try Data(contentsOf: URL(fileURLWithPath: place + "/" + name))
       let object = try #require(try JSONSerialization.jsonObject(with: data) as? [String: Any])
