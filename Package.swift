@@ -100,7 +100,10 @@ let package = Package(
       name: "BlockBackendTests",
       dependencies: ["BlockBackend", "DeviceKit", "VirtQueue", "HostIO", "TestSupport"],
       swiftSettings: relaxed),
-    .testTarget(name: "NetBackendTests", dependencies: ["NetBackend"], swiftSettings: relaxed),
+    .testTarget(
+      name: "NetBackendTests",
+      dependencies: ["NetBackend", "DeviceKit", "VirtQueue", "HostIO", "TestSupport"],
+      swiftSettings: relaxed),
     .testTarget(
       name: "VhostFrontendTests", dependencies: ["VhostFrontend", "CLinux", "HostIO", "TestSupport"],
       swiftSettings: relaxed),
