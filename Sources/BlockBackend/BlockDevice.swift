@@ -1,6 +1,7 @@
 // virtio-blk, control side: features, configuration space, the cache mode. Called by the control thread; what the workers
 // read of it is atomic.
 
+import CLinux
 import DeviceKit
 import HostIO
 import Synchronization
@@ -80,6 +81,16 @@ public final class BlockDevice: VirtioDevice {
   package var mustBeDurable: Bool { durableWrites.load(ordering: .relaxed) }
 
   public var needsHelper: Bool { image.engine != .null }
+
+  /// What its helper does, what a memory file system takes in place, and a look at the size.
+  public var sandboxNeeds: SandboxNeeds {
+    guard image.storage != nil else { return SandboxNeeds() }
+    return SandboxNeeds(
+      calls: [.preadv2, .pwritev2, .pread64, .pwrite64, .fallocate, .fdatasync, .fsync],
+      controls: Set(
+        [clx_BLKGETSIZE64, clx_BLKDISCARD, clx_BLKZEROOUT].map { UInt32(truncatingIfNeeded: $0) }))
+  }
+
   /// Whether the driver chose a feature.
   func has(_ feature: FeatureSet) -> Bool {
     FeatureSet(rawValue: acknowledged.load(ordering: .relaxed)).contains(feature)

@@ -3,7 +3,7 @@
 
 #include <sys/signalfd.h>
 
-const int clx_O_DIRECT = O_DIRECT, clx_O_PATH = O_PATH;
+const int clx_O_DIRECT = O_DIRECT, clx_O_PATH = O_PATH, clx_O_TMPFILE = O_TMPFILE;
 
 int clx_accept4(int fd, int flags) { return accept4(fd, NULL, NULL, flags); }
 

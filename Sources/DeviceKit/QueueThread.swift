@@ -29,6 +29,10 @@ public final class QueueThread: Sendable {
     self.cpus = cpus
   }
 
+  /// Leaves the thread's ring nothing but our operations on registered files, for good. Before `start`. False where the kernel
+  /// cannot.
+  public func restrict() throws(HostError) -> Bool { try core.restrict() }
+
   /// Starts serving. Returns a warning where the processors asked for cannot be had; the thread then runs elsewhere.
   public func start() throws(HostError) -> HostError? {
     try helper?.start(name: name + "+")
@@ -55,6 +59,26 @@ public final class QueueThread: Sendable {
     let reply = Reply<Value>()
     mailbox.post { reply.fulfil(body($0)) }
     return reply.wait()
+  }
+
+  /// Tries what a subverted queue thread would; what came of it. For self-tests.
+  package func attempt(_ act: SandboxAct) -> Int { ask { _ in act.attempt() } }
+
+  /// What the kernel says of the thread's privileges: a sentence, and whether it holds. For self-tests.
+  package var privileges: [(fact: String, holds: Bool)] {
+    let state = ask { _ in SandboxState() }
+    return [
+      ("no new privileges by running a program", state.noNewPrivileges),
+      ("a seccomp filter holds", state.hasFilter),
+      ("no capabilities", state.hasNoCapabilities),
+    ]
+  }
+
+  /// As above, an operation of its ring; nil: the kernel does not know it, or does not answer.
+  package func attempt(_ act: RingAct) -> Int? {
+    guard ask({ $0.begin(act) }) else { return nil }
+    for _ in 0..<10_000 { if let result = ask({ $0.attempted }) { return Int(result) } }
+    return nil
   }
 
   /// How often the thread has gone to sleep. Any thread.

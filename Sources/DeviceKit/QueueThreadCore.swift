@@ -24,6 +24,8 @@ import VirtQueue
   private var quitting = false
   private var failure: HostError?
   let sleeps = Atomic<UInt64>(0)
+  /// For `QueueThread.attempt`.
+  private var lastIgnored: Int32?
   private(set) var reservedSeats = 0
   private var reservedFiles = 0
 
@@ -60,6 +62,9 @@ import VirtQueue
     reservedFiles += 1
     return slot
   }
+
+  /// See `QueueThread.restrict`.
+  func restrict() throws(HostError) -> Bool { try unsafe uring.pointee.restrict() }
 
   // MARK: The loop
 
@@ -141,6 +146,7 @@ import VirtQueue
         runner?.line.kicked(event)
         any = true
       case .call where isCurrent: runner?.line.called(event)
+      case .ignored: lastIgnored = event.result
       case .mail:
         if !event.more { unsafe uring.pointee.pollReadable(Self.mailSlot, token: Self.mailToken) }
         for message in tools.mailbox.takeAll() { message(self) }
@@ -222,6 +228,15 @@ import VirtQueue
     guard let runner = runner(token.seat), runner.workStem == token.stem else { return }
     runner.deliver(Completion(head: token.head, part: token.part, result: result))
   }
+
+  /// See `QueueThread.attempt`: nil where the kernel does not know the operation.
+  func begin(_ act: RingAct) -> Bool {
+    guard unsafe uring.pointee.knows(act) else { return false }
+    lastIgnored = nil
+    unsafe uring.pointee.prepare(act, token: Token(.ignored, seat: 0, epoch: 0).raw)
+    return true
+  }
+  var attempted: Int32? { lastIgnored }
 
   func quit() {
     quitting = true

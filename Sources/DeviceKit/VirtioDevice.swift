@@ -1,6 +1,7 @@
 // What a device author writes: a `VirtioDevice` (control side, called by the control thread) and one or more
 // `QueueWorker`s (data side, each on its queue's thread). Nothing here knows the wire, or which ring format is in use.
 
+import HostIO
 import VirtQueue
 
 /// What a device is, in numbers and names.
@@ -43,6 +44,9 @@ public protocol VirtioDevice: AnyObject, Sendable {
   /// Whether workers call `QueueIO.offload`.
   var needsHelper: Bool { get }
 
+  /// System calls that the device makes while it serves, beside its queues' I/O through the ring.
+  var sandboxNeeds: SandboxNeeds { get }
+
   /// Writes the device's configuration space, from its start.
   func readConfig(_ out: inout ConfigWriter)
   /// The driver writes bytes of it.
@@ -82,6 +86,7 @@ public protocol VirtioDevice: AnyObject, Sendable {
 extension VirtioDevice {
   public var descriptors: [Int32] { [] }
   public var needsHelper: Bool { false }
+  public var sandboxNeeds: SandboxNeeds { SandboxNeeds() }
   public func readConfig(_ out: inout ConfigWriter) {}
   public func writeConfig(_ bytes: RawSpan, at offset: Int) throws(DeviceError) {
     throw .configRefused(offset: offset, count: bytes.byteCount)

@@ -27,6 +27,10 @@ extension IOUring {
       offset, UInt64(address), length, operationFlags, token)
   }
 
+  /// What an operation that needs no file names: a sandboxed ring takes no entry without a registered one (`restrict`).
+  /// IORING_OP_TIMEOUT_REMOVE does not take one: IORING_OP_ASYNC_CANCEL ends a timeout as well.
+  @usableFromInline static var anyFile: FileSlot { FileSlot(0) }
+
   /// Reads into, or writes from, `count` vectors (at most 1024) at a byte offset. The vectors and the memory they name
   /// must stay valid until the completion.
   @inlinable @inline(__always)
@@ -71,9 +75,10 @@ extension IOUring {
 
   /// Completes, with -ETIME, after 0.2 s: for what may succeed later.
   public mutating func pause(token: UInt64) {
-    // SAFETY: as in `submit`; a timeout names no file, and the time is the ring's own constant.
-    unsafe clx_sqe_fill(
-      entry(), Operation.timeout.rawValue, 0, -1, 0, UInt64(UInt(bitPattern: pauseTime)), 1, 0, token)
+    // SAFETY: as in `submit`; the time is the ring's own constant.
+    submit(
+      .timeout, on: Self.anyFile, offset: 0, address: unsafe UInt(bitPattern: pauseTime), length: 1,
+      token: token)
   }
 
   /// Completes, with -ETIME, after so long, or with -ECANCELED when it is cancelled.
@@ -85,19 +90,18 @@ extension IOUring {
     unsafe place.pointee = __kernel_timespec(
       tv_sec: Int64(nanoseconds / 1_000_000_000), tv_nsec: Int64(nanoseconds % 1_000_000_000))
     unsafe clx_sqe_fill(
-      sqe, Operation.timeout.rawValue, 0, -1, 0, UInt64(UInt(bitPattern: place)), 1, 0, token)
+      sqe, Operation.timeout.rawValue, UInt8(CLX_IOSQE_FIXED_FILE), Int32(Self.anyFile.index), 0,
+      UInt64(UInt(bitPattern: place)), 1, 0, token)
   }
 
   /// Ends the wait that was submitted with `target`, if it goes on; both complete.
   public mutating func cancelWait(target: UInt64, token: UInt64) {
-    // SAFETY: as in `submit`; a removal names no file.
-    unsafe clx_sqe_fill(entry(), Operation.timeoutRemove.rawValue, 0, -1, 0, target, 0, 0, token)
+    submit(.asyncCancel, on: Self.anyFile, offset: 0, address: UInt(target), length: 0, token: token)
   }
 
   /// Ends the poll that was submitted with `target`; both complete.
   public mutating func cancelPoll(target: UInt64, token: UInt64) {
-    // SAFETY: as in `submit`; a removal names no file.
-    unsafe clx_sqe_fill(entry(), Operation.pollRemove.rawValue, 0, -1, 0, target, 0, 0, token)
+    submit(.pollRemove, on: Self.anyFile, offset: 0, address: UInt(target), length: 0, token: token)
   }
 
   /// Whether entries wait to be submitted.

@@ -24,7 +24,7 @@ public struct FileSlot: Sendable, Equatable {
   /// Entries in the submission queue.
   public let capacity: UInt32
   public let fileCapacity: UInt32
-  private let probed: [Bool]
+  let probed: [Bool]
 
   /// Set-up flags from the best to the plainest: kernel 6.1 has the first, 5.19 the second, 5.13 the last.
   private static let setups: [UInt32] = [
@@ -125,7 +125,6 @@ public struct FileSlot: Sendable, Equatable {
     case pollAdd = 6
     case pollRemove = 7
     case timeout = 11
-    case timeoutRemove = 12
     case asyncCancel = 14
     case fallocate = 17
     case read = 22

@@ -60,6 +60,18 @@ public struct UnixListener: ~Copyable, Sendable {
     }
   }
 
+  /// Makes the socket's file a user's, if it is still the one we made. Not by its path: who may write to the folder could
+  /// put another file there meanwhile.
+  public func give(to user: UInt32) throws(HostError) {
+    guard let made else { return }
+    // SAFETY (both calls): NUL-terminated copies.
+    let file = unsafe OwnedFD(adopting: clx_open(made.path, clx_O_PATH | O_NOFOLLOW | O_CLOEXEC, 0))
+    guard file.raw >= 0, try SocketFile(open: file) == made.file else { return }
+    guard unsafe fchownat(file.raw, "", user, gid_t.max, Int32(CLX_AT_EMPTY_PATH)) == 0 else {
+      throw .last("chown '\(made.path)'")
+    }
+  }
+
   /// Removes the socket's file, if it is still the one we made.
   public func unlinkPath() {
     guard let made, (try? SocketFile(at: made.path)) == made.file else { return }
@@ -87,6 +99,18 @@ private struct SocketFile: Equatable {
       if errno == ENOENT { return nil }
       throw .last("socket path '\(path)'")
     }
+    self.init(facts)
+  }
+
+  /// What is open.
+  init(open file: borrowing OwnedFD) throws(HostError) {
+    var facts = stat()
+    // SAFETY: fills the local value.
+    guard unsafe fstat(file.raw, &facts) == 0 else { throw .last("fstat") }
+    self.init(facts)
+  }
+
+  private init(_ facts: stat) {
     device = UInt64(facts.st_dev)
     inode = UInt64(facts.st_ino)
     mode = facts.st_mode

@@ -23,6 +23,7 @@ public final class VhostUserServer: Sendable {
   private let limiter: LogLimiter
   private let stop: EventFD
   private let ended: EventFD
+  private let opening = Reply<Void>()
   private let done = Reply<Void>()
   private let channel = BackendChannel()
 
@@ -41,13 +42,26 @@ public final class VhostUserServer: Sendable {
     self.endpoint = endpoint
   }
 
-  /// Serves from now on.
-  public func start() throws(HostError) {
+  /// Serves from now on; where `held`, from `open` on: a sandbox closes around the thread first.
+  public func start(held: Bool = false) throws(HostError) {
+    if !held { open() }
     _ = try PinnedThread(name: "control", cpus: []) { [self] in
+      opening.wait()
       serve()
       unlinkSocket()
       done.fulfil(())
       ended.signal()
+    }
+  }
+
+  /// Lets a held server serve.
+  public func open() { opening.fulfil(()) }
+
+  /// Makes the socket's file a user's, where it is a file of ours: it is to be removed by that user.
+  public func giveSocket(to user: UInt32) throws(HostError) {
+    switch endpoint {
+    case .listener(let listener): try listener.give(to: user)
+    default: break
     }
   }
 

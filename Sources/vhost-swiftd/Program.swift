@@ -34,11 +34,14 @@ struct Program: ParsableCommand {
         1   any other failure
       """,
     version: version,
-    subcommands: [BlkCommand.self, NetCommand.self, RngCommand.self, ServeCommand.self])
+    subcommands: [
+      BlkCommand.self, NetCommand.self, RngCommand.self, ServeCommand.self, SelftestCommand.self,
+    ])
 
   static let version = "0.1.0"
 
   static func main() {
+    Crashes.leaveToTheKernel()
     let arguments = Invocation.arguments(CommandLine.arguments)
     if let capabilities = Capabilities.requested(by: arguments) {
       Output.line(capabilities)

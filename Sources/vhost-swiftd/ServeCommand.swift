@@ -32,11 +32,15 @@ struct ServeCommand: ParsableCommand {
     ))
   var stats: String?
 
+  @OptionGroup(title: "Sandbox") var sandbox: SandboxOptions
+
   func validate() throws { try ServiceOptions.check(drainTimeout: drainTimeout) }
 
   func run() throws {
     let devices = try ConfigFile.devices(in: config)
-    let loop = try ServiceLoop(stats: stats, drainTimeout: drainTimeout) { services in
+    let loop = try ServiceLoop(
+      stats: stats, drainTimeout: drainTimeout, sandbox: sandbox, rereading: config
+    ) { services in
       do {
         try takeUpLimits(of: services, running: devices.map(\.arguments))
       } catch let failure as Failure {
@@ -78,8 +82,10 @@ struct ServeCommand: ParsableCommand {
       guard let command = try Program.parseAsRoot(arguments) as? any ServiceCommand else {
         throw Failure.usage("'\(arguments.first ?? "")' is no device: expected blk, net or rng")
       }
-      guard command.service.stats == nil, command.service.drainTimeout == nil else {
-        throw Failure.usage("stats and drain-timeout are the process's: give them on the command line")
+      guard command.service.stats == nil, command.service.drainTimeout == nil, command.service.sandbox.isUnset
+      else {
+        throw Failure.usage(
+          "stats, drain-timeout, sandbox and user are the process's: give them on the command line")
       }
       return try use(command)
     } catch let failure as Failure {
@@ -103,7 +109,8 @@ extension ServiceCommand {
   var limits: RateLimits { RateLimits() }
 
   func run() throws {
-    let loop = try ServiceLoop(stats: service.stats, drainTimeout: service.drainTimeout)
+    let loop = try ServiceLoop(
+      stats: service.stats, drainTimeout: service.drainTimeout, sandbox: service.sandbox)
     try loop.run([makeService()])
   }
 }

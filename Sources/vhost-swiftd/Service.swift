@@ -16,6 +16,8 @@ final class Service {
   let server: VhostUserServer
   let watch: SizeWatch
   private let limiter: RateLimiter?
+  /// What the process's sandbox has to leave to it.
+  let sandboxNeeds: SandboxNeeds
   private let log: Logger
   private(set) var hasEnded = false
 
@@ -29,6 +31,7 @@ final class Service {
     self.watch = watch
     limiter = limits?.limiter
     if let limits { limits.limiter.set(limits.first, at: Monotonic.now) }
+    sandboxNeeds = Self.needs(options, device)
     log = Self.logger(options.logLevel, name)
     do {
       threads = try Self.makeThreads(options, device)
@@ -39,13 +42,25 @@ final class Service {
     }
   }
 
-  func start() throws(HostError) {
+  /// Starts the threads; the server waits for `open`. True where the rings could be restricted, if that was asked for.
+  func start(restricted: Bool) throws(HostError) -> Bool {
+    var whole = true
     for thread in threads {
+      if restricted, try !thread.restrict() { whole = false }
       if let warning = try thread.start() { log.warning("\(warning): the thread runs where it may") }
     }
-    try server.start()
+    try server.start(held: true)
+    return whole
+  }
+
+  /// The sandbox is closed: serves.
+  func open() {
+    server.open()
     log.info("serving", metadata: ["queues": "\(host.queueLimit)", "threads": "\(threads.count)"])
   }
+
+  /// Tells the operator what the start left to tell.
+  func notice(_ text: String) { log.notice("\(text)") }
 
   /// The server has ended: everything else ends.
   func finish() {
@@ -67,6 +82,13 @@ final class Service {
   func limit(_ limits: RateLimits) { limiter?.set(limits, at: Monotonic.now) }
 
   var json: String { Statistics.json(device: name, host: host, threads: threads) }
+
+  private static func needs(_ options: ServiceOptions, _ device: any VirtioDevice) -> SandboxNeeds {
+    var needs = device.sandboxNeeds
+    if let path = options.socketPath { needs.removesIn.insert(SandboxNeeds.folder(of: path)) }
+    needs.connects = options.connect != nil
+    return needs
+  }
 
   private static func makeThreads(
     _ options: ServiceOptions, _ device: any VirtioDevice

@@ -9,16 +9,24 @@ final class ServiceLoop {
   private let signals: SignalFD
   private let stats: String?
   private let drainTimeout: Duration
+  private let sandbox: SandboxOptions
+  /// A file that `reload` reads.
+  private let reread: String?
   /// What SIGHUP asks for beside a look at each device.
   private let reload: ([Service]) -> Void
 
   /// Before any thread is made, so that all of them leave signals to this one.
-  init(stats: String?, drainTimeout: Double?, reload: @escaping ([Service]) -> Void = { _ in }) throws {
+  init(
+    stats: String?, drainTimeout: Double?, sandbox: SandboxOptions, rereading reread: String? = nil,
+    reload: @escaping ([Service]) -> Void = { _ in }
+  ) throws {
     // A write past RLIMIT_FSIZE, or to a closed pipe, is an error of that write, not the end of every disk.
     signal(SIGXFSZ, SIG_IGN)
     signal(SIGPIPE, SIG_IGN)
     signals = try SignalFD([SIGTERM, SIGINT, SIGUSR1, SIGHUP])
     self.stats = stats
+    self.sandbox = sandbox
+    self.reread = reread
     self.reload = reload
     self.drainTimeout = .seconds(drainTimeout ?? ServiceOptions.usualDrainTimeout)
   }
@@ -38,7 +46,8 @@ final class ServiceLoop {
     do {
       let statistics = try Statistics(to: stats, sparing: services.flatMap(\.host.device.descriptors))
       do {
-        for service in services { try service.start() }
+        try sandbox.close(around: services, removing: statistics.made, rereading: reread)
+        for service in services { service.open() }
       } catch {
         statistics.withdraw()
         throw error

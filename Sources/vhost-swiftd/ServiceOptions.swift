@@ -5,6 +5,7 @@ import DeviceKit
 import Glibc
 import HostIO
 import Logging
+import Synchronization
 
 /// How queue threads wait.
 enum PollMode: String, ExpressibleByArgument, CaseIterable {
@@ -73,6 +74,8 @@ struct ServiceOptions: ParsableArguments {
   @Option(help: ArgumentHelp("Least severe messages to log.", valueName: "level"))
   var logLevel = Logger.Level.notice
 
+  @OptionGroup(title: "Sandbox") var sandbox: SandboxOptions
+
   func validate() throws {
     let places = [socketPath != nil, fd != nil, connect != nil].filter { $0 }.count
     guard places == 1 else {
@@ -98,14 +101,19 @@ struct ServiceOptions: ParsableArguments {
   /// The socket's group; nil where none was asked for.
   func groupID() throws(ValidationError) -> UInt32? {
     guard let socketGroup else { return nil }
-    if let number = UInt32(socketGroup) { return number }
+    if let number = UInt32(socketGroup) ?? Self.groups.withLock({ $0[socketGroup] }) { return number }
     // SAFETY: the entry is read before any other call could replace it; there is one thread yet.
     guard let entry = unsafe getgrnam(socketGroup) else {
       throw ValidationError(
         "--socket-group '\(socketGroup)': there is no such group: expected a name or a number")
     }
-    return unsafe entry.pointee.gr_gid
+    let number = unsafe entry.pointee.gr_gid
+    Self.groups.withLock { $0[socketGroup] = number }
+    return number
   }
+
+  /// Groups that were looked up: a file of devices that is read again in the sandbox names the same ones.
+  private static let groups = Mutex<[String: UInt32]>([:])
 
   static func check(drainTimeout: Double?) throws {
     guard let drainTimeout else { return }

@@ -10,7 +10,7 @@ struct Statistics: ~Copyable {
   private let file: OwnedFD?
   private let wanted: Bool
   /// The file, where it was not there before.
-  private let made: String?
+  let made: String?
 
   /// Nil: to standard output at SIGUSR1 only. `images`: descriptors of files that must not be overwritten.
   init(to path: String?, sparing images: [Int32]) throws {

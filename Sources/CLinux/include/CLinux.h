@@ -1,5 +1,6 @@
 #pragma once
 #include "clx_atomics.h"
 #include "clx_net.h"
+#include "clx_sandbox.h"
 #include "clx_system.h"
 #include "clx_uring.h"

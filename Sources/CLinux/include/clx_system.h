@@ -57,15 +57,15 @@ int clx_fallocate(int fd, int mode, int64_t offset, int64_t length);
 /// preadv2/pwritev2: vectors, an offset, RWF_* flags.
 long clx_preadv2(int fd, const struct iovec *vectors, int count, int64_t offset, int flags);
 long clx_pwritev2(int fd, const struct iovec *vectors, int count, int64_t offset, int flags);
-/// O_DIRECT and O_PATH, whose values depend on the architecture.
-extern const int clx_O_DIRECT, clx_O_PATH;
+/// Flags whose values depend on the architecture.
+extern const int clx_O_DIRECT, clx_O_PATH, clx_O_TMPFILE;
 
 enum {
   CLX_MFD_CLOEXEC = 1, CLX_MFD_ALLOW_SEALING = 2, CLX_MFD_HUGETLB = 4,
   CLX_F_ADD_SEALS = 1033, CLX_F_GET_SEALS = 1034,
   CLX_F_SEAL_SEAL = 1, CLX_F_SEAL_SHRINK = 2, CLX_F_SEAL_GROW = 4, CLX_F_SEAL_WRITE = 8, CLX_F_SEAL_FUTURE_WRITE = 16,
   CLX_F_OFD_SETLK = 37, CLX_F_OFD_SETLKW = 38, CLX_F_OFD_GETLK = 36,
-  CLX_RWF_DSYNC = 2, CLX_RWF_NOWAIT = 8,
+  CLX_RWF_DSYNC = 2, CLX_RWF_NOWAIT = 8, CLX_AT_EMPTY_PATH = 0x1000,
   CLX_HUGETLBFS_MAGIC = 0x958458f6, CLX_TMPFS_MAGIC = 0x01021994,
   CLX_FALLOC_KEEP_SIZE = FALLOC_FL_KEEP_SIZE, CLX_FALLOC_PUNCH_HOLE = FALLOC_FL_PUNCH_HOLE, CLX_FALLOC_ZERO_RANGE = FALLOC_FL_ZERO_RANGE,
   CLX_POLLIN = POLLIN, CLX_POLLOUT = POLLOUT, CLX_POLLHUP = POLLHUP, CLX_POLLERR = POLLERR,
