@@ -71,7 +71,8 @@ private struct ActTable {
 
   var text: String {
     func line(_ cells: [String]) -> String {
-      zip(cells, [12, 46, 28, 0]).map { $0 + String(repeating: " ", count: max(1, $1 - $0.count)) }.joined()
+      zip(cells, [11, 45, 30, 0]).map { $0 + String(repeating: " ", count: max(0, $1 - $0.count)) }.joined(
+        separator: " ")
     }
     let open = rows.filter { !$0.refused }.count
     let verdict =

@@ -45,7 +45,8 @@ struct HelpTests {
   func subcommandHelp(name: String, options: [String], line: String) throws {
     let common = [
       "--socket-path", "--fd", "--connect", "--print-capabilities", "--socket-mode", "--socket-group",
-      "--sandbox", "--user", "--num-queues", "--threads", "--cpus", "--poll", "--drain-timeout", "--stats", "--log-level", "--help",
+      "--sandbox", "--user", "--num-queues", "--threads", "--cpus", "--poll", "--drain-timeout", "--stats",
+      "--log-level", "--help",
       "interrupt", "adaptive", "busy", "default: 0600", "default: 1",
     ]
     for arguments in [[name, "--help"], ["help", name], [name, "--threads", "0", "-h"]] {
