@@ -162,7 +162,7 @@ struct SocketTests {
     for limit in 3..<40 {
       let run = try Run(
         disk + ["--socket-path", "{folder}/s", "--stats", "{folder}/stats", "--num-queues", "1"],
-        in: folder, prefix: ["prlimit", "--nofile=\(limit)", "timeout", "-s", "KILL", "0.5"])
+        in: folder, prefix: ["prlimit", "--nofile=\(limit)", "timeout", "-s", "KILL", "3"])
       // Enough for a start: it served until it was killed.
       if run.exit == .status(137) || run.exit == .signal(SIGKILL) { break }
       failures += 1

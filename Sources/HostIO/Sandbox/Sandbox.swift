@@ -40,6 +40,7 @@ public struct Sandbox: Sendable {
     if mode != .off { try Self.check(clx_prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs") }
     if mode == .on { try Self.check(clx_drop_bounding_capabilities(), "dropping the bounding set") }
     try identity?.assume()
+    if mode != .off { Self.readLibraryFiles() }
     guard mode == .on else { return }
     try Self.check(clx_drop_capabilities(), "dropping capabilities")
     guard Landlock.version > 0 else {
@@ -60,6 +61,14 @@ public struct Sandbox: Sendable {
       guard error.code == EINVAL || error.code == ENOSYS else { throw error }
       gaps.append("seccomp filters are not in this kernel: system calls are not restricted")
     }
+  }
+
+  /// Lets the C library read now what it would read later: the time zone, for the first line of the log. Afterwards it only
+  /// asks whether that has changed, by stat.
+  private static func readLibraryFiles() {
+    var now = time(nil)
+    // SAFETY: reads the local value; the result is not used. There is one thread yet.
+    _ = unsafe localtime(&now)
   }
 
   /// Whether this process, as it is now, may remove files from a folder.
