@@ -9,7 +9,8 @@ extension InAGuest {
   @Suite("A network", .enabled(if: !BackendProcess.standIn))
   @GuestThread
   struct Network {
-    @Test("Offloads, several queues, plain cards, large packets, packed rings; ethtool changes them under way")
+    @Test(
+      "Offloads, several queues, plain cards, large packets, packed rings; ethtool changes them under way")
     func cards() throws {
       let namespace = try NetworkNamespace()
       let full = try NetCard(namespace, number: 1, queues: 2, options: ["--threads", "2"])
@@ -21,7 +22,8 @@ extension InAGuest {
         + plain.arguments(
           slot: 5,
           [
-            "mrg_rxbuf=off", "csum=off", "gso=off", "host_tso4=off", "host_tso6=off", "host_ecn=off", "host_ufo=off",
+            "mrg_rxbuf=off", "csum=off", "gso=off", "host_tso4=off", "host_tso6=off", "host_ecn=off",
+            "host_ufo=off",
             "guest_csum=off", "guest_tso4=off", "guest_tso6=off", "guest_ecn=off", "guest_ufo=off",
           ])
         + jumbo.arguments(slot: 6, ["packed=on", "host_mtu=9000", "mrg_rxbuf=off"])
@@ -104,7 +106,9 @@ extension InAGuest {
         // QEMU looks for the socket once a second; what was under way is lost, and TCP sends it again.
         try network.ping(card)
         let after = try card.counter("frames")
-        try card.process.wait(until: "iperf3 goes on", within: 60) { try card.counter("frames") > after + 100 }
+        try card.process.wait(until: "iperf3 goes on", within: 60) {
+          try card.counter("frames") > after + 100
+        }
         try guest.check("pkill iperf3; while pidof iperf3; do sleep 0.1; done")
       }
       try network.transfer(card, mebibytes: 2)

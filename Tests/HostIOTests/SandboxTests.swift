@@ -3,9 +3,8 @@
 
 import CLinux
 import Glibc
+import HostIO
 import Testing
-
-@testable import HostIO
 
 /// Runs a classic BPF program as the kernel would, over a system call.
 private struct Interpreter {

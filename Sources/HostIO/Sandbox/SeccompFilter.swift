@@ -22,7 +22,7 @@ public struct SeccompFilter {
   }
 
   /// The program, as the kernel takes it.
-  let instructions: [sock_filter]
+  package let instructions: [sock_filter]
 
   public init(_ rules: [SeccompRule], otherwise: Otherwise) {
     let foreign = otherwise == .log ? otherwise.action : UInt32(truncatingIfNeeded: CLX_SECCOMP_KILL_PROCESS)
