@@ -64,7 +64,10 @@ final class BlockBounce: Sendable {
           return Int32(bytes)
         }
       }
+      let lost = clx_shared_lost_here()
       unsafe vectors.copy(data, outward: true)
+      // Guest memory that is gone reads as zeros, which nobody asked to have written.
+      if clx_shared_lost_here() != lost { return -EFAULT }
       let code = unsafe storage.transfer(buffer, at: start, writing: true)
       if code < 0 || Int(code) < length { return code < 0 ? code : -EIO }
       if durable {

@@ -1,6 +1,7 @@
 // A device and the threads that serve its queues: what a transport (vhost-user) drives. Called by one control
 // thread at a time; each call returns when the queue thread concerned has done its part.
 
+import CLinux
 import HostIO
 import Synchronization
 import VirtQueue
@@ -68,6 +69,8 @@ public final class DeviceHost: Sendable {
   /// descriptors with each.
   public init(device: any VirtioDevice, threads: [QueueThread]) throws(HostError) {
     self.device = device
+    // Before the sandbox, and before there is any memory to lose.
+    clx_shared_watch()
     let identity = device.identity
     counters = (0..<identity.queueLimit).map { _ in QueueCounters(deviceCounters: identity.counters) }
     var files: [[FileSlot]] = []

@@ -54,6 +54,10 @@ final class QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: Qu
   private var faultReported = false
   private var countedTaken: UInt64 = 0
   private var countedGiven: UInt64 = 0
+  /// The memory that the queue works in, and how many lost pages of this process it has looked into.
+  private var map: GuestMemoryMap
+  private let inflight: InflightArea?
+  private var lostSeen: UInt64 = 0
 
   @usableFromInline
   init(ring: consuming R, worker: consuming W, place: RunnerPlace) {
@@ -65,10 +69,13 @@ final class QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: Qu
     counters = place.counters
     onFault = place.onFault
     isEnabled = place.enabled
+    map = place.map
+    inflight = place.inflight
   }
 
   @usableFromInline func turn() -> Bool {
     var busy = false
+    checkMemory()
     if isEnabled || W.servesDisabled, !draining, !io.isThrottled {
       io.budget = QueueBudget.chains
       io.byteBudget = QueueBudget.bytes
@@ -76,10 +83,20 @@ final class QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: Qu
       if isEnabled { worker.service(&io) } else { worker.serviceDisabled(&io) }
       // An exhausted share: more may be waiting.
       busy = io.taken != countedTaken || io.wantsTurn
+      checkMemory()
     }
     publish()
     if io.ring.fault != nil, !faultReported { reportFault() }
     return busy
+  }
+
+  /// Breaks the queue where pages that it works in are gone: what it reads there are zeros that nobody wrote, and must not
+  /// reach storage. Pages of others are no concern of it.
+  private func checkMemory() {
+    let lost = clx_shared_lost()
+    guard lost != lostSeen else { return }
+    lostSeen = lost
+    if !map.isWhole || inflight?.isWhole == false { io.ring.fail(.memoryLost) }
   }
 
   private func publish() {
@@ -121,7 +138,8 @@ final class QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: Qu
 
   @usableFromInline func park() -> Bool {
     guard isEnabled || W.servesDisabled, !draining, !io.isThrottled else { return false }
-    return io.ring.park()
+    // The look itself may find that a page is gone: that wants a turn.
+    return io.ring.park() || clx_shared_lost() != lostSeen
   }
 
   @usableFromInline func unpark() { io.ring.unpark() }
@@ -138,7 +156,10 @@ final class QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: Qu
     draining && io.outstanding == 0 && io.ring.liveCount == 0 ? io.ring.base : nil
   }
 
-  @usableFromInline func move(to map: GuestMemoryMap) -> Bool { io.ring.move(to: map) }
+  @usableFromInline func move(to map: GuestMemoryMap) -> Bool {
+    self.map = map
+    return io.ring.move(to: map)
+  }
 
   private func reportFault() {
     faultReported = true

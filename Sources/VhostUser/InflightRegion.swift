@@ -74,6 +74,8 @@ enum InflightRegionError: Error, Equatable {
     guard size >= needed else { throw .tooSmall(size: size, needed: needed) }
     let pageSize = UInt64(facts.pageSize)
     let start = offset / pageSize * pageSize
+    // Nobody may cut the region off under us, where the file still lets us say so.
+    _ = clx_fcntl_int(file.raw, Int32(CLX_F_ADD_SEALS), Int(CLX_F_SEAL_SHRINK))
     do {
       mapping = try Mapping(file: file, offset: start, length: Int(end - start), pageSize: facts.pageSize)
     } catch {
@@ -91,8 +93,11 @@ enum InflightRegionError: Error, Equatable {
     // SAFETY: within `size` bytes of the mapping, which is the owner.
     return unsafe InflightArea(
       base: base + index * Int(stride), byteCount: Int(stride), descriptorCount: shape.queueSize,
-      owner: mapping)
+      owner: mapping, lost: mapping.lost)
   }
+
+  /// Whether its pages were there whenever they were touched.
+  var isWhole: Bool { mapping.lostPages == 0 }
 
   /// Whether a process has used this region before: the version of its first area is not 0.
   private var wasUsed: Bool {

@@ -113,7 +113,7 @@ struct MemoryTable {
       // SAFETY: `skip` is within the mapping, which the region owns.
       return unsafe GuestRegion(
         guestAddress: description.guestAddress, size: description.size, userAddress: description.userAddress,
-        host: mapping.base + skip, owner: mapping)
+        host: mapping.base + skip, owner: mapping, lost: mapping.lost)
     } catch {
       throw .file(error)
     }

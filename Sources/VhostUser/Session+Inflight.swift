@@ -36,8 +36,10 @@ extension Session {
     do {
       try shape.check(queueLimit: rings.count)
       let region = try InflightRegion(shape, packed: isPacked, offset: offset, size: size, file: file)
+      let state = region.savedState(packed: isPacked)
+      guard region.isWhole else { return .refused("an inflight region that is cut off") }
       inflight = region
-      if let state = region.savedState(packed: isPacked) { host.device.restore(state) }
+      if let state { host.device.restore(state) }
       saveDeviceState()
       return .done
     } catch {

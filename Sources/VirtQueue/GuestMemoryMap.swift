@@ -18,12 +18,16 @@ import CLinux
   public nonisolated(unsafe) let host: UnsafeMutableRawPointer
   /// Keeps the mapping behind `host` alive; unmaps it when the last map that names the region is gone.
   public let owner: any AnyObject & Sendable
+  // SAFETY: one word, alive as long as `owner` (promised to `init`), read atomically.
+  /// Counts pages of it that were gone when they were touched; nil where none can go.
+  nonisolated(unsafe) let lost: UnsafeMutablePointer<UInt64>?
 
-  // SAFETY: the caller promises that `owner` keeps `size` bytes at `host` mapped for as long as it lives.
+  // SAFETY: the caller promises that `owner` keeps `size` bytes at `host` mapped, and `lost` valid, for as long as it lives.
   public init(
     guestAddress: UInt64, size: UInt64, userAddress: UInt64, host: UnsafeMutableRawPointer,
-    owner: any AnyObject & Sendable
+    owner: any AnyObject & Sendable, lost: UnsafeMutablePointer<UInt64>? = nil
   ) {
+    unsafe self.lost = unsafe lost
     self.guestAddress = guestAddress
     self.size = size
     self.userAddress = userAddress
@@ -107,6 +111,15 @@ public enum MemoryMapError: Error, Equatable, Sendable {
   public var guestView: MemoryView { unsafe MemoryView(entries: byGuest, count: regions.count) }
   /// Front-end addresses, for rings. Valid while the map lives.
   public var userView: MemoryView { unsafe MemoryView(entries: byUser, count: regions.count) }
+
+  /// Whether every page was there when it was touched. False once one was gone: its file was cut off, and what was read
+  /// there were zeros.
+  public var isWhole: Bool {
+    regions.allSatisfy { region in
+      // SAFETY: the map holds the region's owner.
+      unsafe region.lost.map { unsafe clx_load_relaxed_u64($0) == 0 } ?? true
+    }
+  }
 
   /// The host address of `length` bytes at a front-end address, where they lie in one region and at the
   /// given alignment (a power of two); nil otherwise.

@@ -12,16 +12,24 @@ import CLinux
   let owner: any AnyObject & Sendable
   /// Descriptors it has room for; the ring may have fewer.
   let descriptorCount: UInt16
+  // SAFETY: one word, alive as long as `owner`, read atomically.
+  /// Counts pages of the region that were gone when they were touched; nil where none can go.
+  private nonisolated(unsafe) let lost: UnsafeMutablePointer<UInt64>?
 
   // SAFETY: the caller promises what is stated above.
   public init(
-    base: UnsafeMutableRawPointer, byteCount: Int, descriptorCount: UInt16, owner: any AnyObject & Sendable
+    base: UnsafeMutableRawPointer, byteCount: Int, descriptorCount: UInt16, owner: any AnyObject & Sendable,
+    lost: UnsafeMutablePointer<UInt64>? = nil
   ) {
     unsafe self.base = unsafe base
+    unsafe self.lost = unsafe lost
     self.byteCount = byteCount
     self.descriptorCount = descriptorCount
     self.owner = owner
   }
+
+  /// Whether every page of the region was there when it was touched.
+  public var isWhole: Bool { unsafe lost.map { unsafe clx_load_relaxed_u64($0) == 0 } ?? true }
 
   /// Bytes that a queue of this size needs, a multiple of 64.
   public static func byteCount(size: UInt16, packed: Bool) -> Int {

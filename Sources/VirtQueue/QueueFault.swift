@@ -29,6 +29,8 @@ public enum QueueFault: Error, Equatable, Sendable {
   case indirectUnmapped(UInt64)
   /// The memory map changed and the ring lies in it no more.
   case ringUnmapped
+  /// Pages of the memory that is shared with us are gone: the front-end cut their file off.
+  case memoryLost
   /// The device let go of a chain without completing it: a defect of the device, not of the driver.
   case chainDropped(UInt16)
 }

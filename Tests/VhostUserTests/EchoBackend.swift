@@ -79,16 +79,24 @@ final class EchoBackend {
     return front
   }
 
-  /// A connection with memory and one ring that runs.
-  func running(packed: Bool = false) throws -> (
-    front: FrontendConnection, arena: GuestArena, queue: QueueDriver
-  ) {
+  /// A connection with memory (of its own making, or the caller's) and one ring that runs. `prepare` has its say before
+  /// the ring starts.
+  func running(
+    packed: Bool = false, in memory: GuestArena? = nil,
+    prepare: (FrontendConnection) throws -> Void = { _ in }
+  ) throws -> (front: FrontendConnection, arena: GuestArena, queue: QueueDriver) {
     let front = try connect()
     let wanted = packed ? VirtioBits.driven | VirtioBits.packed : VirtioBits.driven & ~VirtioBits.packed
     let features = try front.getFeatures() & wanted
     _ = try front.setFeatures(features)
-    let arena = try GuestArena(bytes: 2 << 20)
+    let arena = try memory ?? GuestArena(bytes: 2 << 20)
     #expect(try front.setMemTable(arena.table, descriptors: arena.descriptors) == .ok)
+    try prepare(front)
+    return (front, arena, try Self.start(front, arena, packed: packed))
+  }
+
+  /// Starts ring 0 in the arena, on a connection that has negotiated and shared it.
+  static func start(_ front: FrontendConnection, _ arena: GuestArena, packed: Bool) throws -> QueueDriver {
     let queue = try QueueDriver(
       index: 0, DriverRingOptions(size: 64, eventIndex: true, indirectCapacity: 8), packed: packed, in: arena)
     #expect(try front.setVringNum(0, 64) == .ok)
@@ -98,7 +106,7 @@ final class EchoBackend {
     #expect(try front.setVringErr(0, queue.error) == .ok)
     #expect(try front.setVringKick(0, queue.kick) == .ok)
     #expect(try front.setVringEnable(0, true) == .ok)
-    return (front, arena, queue)
+    return queue
   }
 
   static func echoes(_ arena: GuestArena, _ queue: QueueDriver, _ byte: UInt8 = 0x5a) throws {
