@@ -20,4 +20,22 @@ public enum EventIndex {
     let target = (event >> 15 == 1) == wrap ? offset : offset &- size
     return passed(event: target, new: new, old: earlier)
   }
+
+  /// Whether a split driver's flags ask for calls (virtio 1.3 §2.7.7.1).
+  @inlinable @inline(__always)
+  public static func wantsCall(flags: UInt16) -> Bool { flags & 1 == 0 }
+
+  /// What a packed driver's event word, {le16 offset and wrap, le16 flags}, says of a batch from `old` to `new` (virtio
+  /// 1.3 §2.8.10). A reserved value counts as enabled; so does DESC without EVENT_IDX.
+  @inlinable @inline(__always)
+  public static func wantsCall(
+    word: UInt32, eventIndex: Bool, new: UInt16, old: UInt16, wrap: Bool, size: UInt16
+  ) -> Bool {
+    switch word >> 16 & 3 {
+    case 1: false
+    case 2 where eventIndex:
+      passed(event: UInt16(truncatingIfNeeded: word), new: new, old: old, wrap: wrap, size: size)
+    default: true
+    }
+  }
 }

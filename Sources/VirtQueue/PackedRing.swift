@@ -3,7 +3,7 @@
 
 import CLinux
 
-@safe public struct PackedRing: ~Copyable, VirtRing {
+@safe public struct PackedRing: ~Copyable, VirtRing, RingSignals {
   public let size: UInt16
   @usableFromInline let indirect: Bool
   @usableFromInline let eventIndex: Bool
@@ -287,24 +287,28 @@ import CLinux
   public mutating func publish() -> Notify {
     if table.hasDropped { fail(.chainDropped(table.settleDropped())) }
     if !inBatch || broken { return .none }
+    return showAndAsk() ? .call : .none
+  }
+
+  @inlinable @inline(__always)
+  package mutating func show() {
     inBatch = false
     if logs { publishPending() } else { publishBatch() }
-    // Between showing the batch and reading what the driver asked for: without it both sides may miss each other.
-    clx_fence_full()
+  }
+
+  @inlinable @inline(__always)
+  package mutating func fence() { clx_fence_full() }
+
+  @inlinable @inline(__always)
+  package mutating func wantsCall(since before: Void) -> Bool {
     let first = !hasPublished
     hasPublished = true
     // {le16 offset and wrap, le16 flags}, read together.
-    let event = unsafe clx_load_acquire_u32(driverEvent)
-    switch event >> 16 & 3 {
-    case 1: return .none
-    case 2 where eventIndex:
-      let passed = EventIndex.passed(
-        event: UInt16(truncatingIfNeeded: event), new: nextUsed.index, old: batchStart.index,
-        wrap: nextUsed.wrap, size: size)
-      return first || passed ? .call : .none
-    // A reserved value counts as enabled.
-    default: return .call
-    }
+    let word = unsafe clx_load_acquire_u32(driverEvent)
+    let wants = EventIndex.wantsCall(
+      word: word, eventIndex: eventIndex, new: nextUsed.index, old: batchStart.index, wrap: nextUsed.wrap,
+      size: size)
+    return wants || first && word >> 16 & 3 == 2
   }
 
   /// Shows the whole batch by its first descriptor. Id and length travel with the flags in one word, which is ordered
@@ -337,12 +341,19 @@ import CLinux
   @inlinable
   public mutating func park() -> Bool {
     guard !broken else { return false }
+    return askAndLook()
+  }
+
+  @inlinable @inline(__always)
+  package mutating func askForKick() {
     kicksSuppressed = false
     // ENABLE, or DESC at the next position: {offset and wrap, flags} in one store.
     let event = eventIndex ? UInt32(nextAvailable.bits) | 2 << 16 : 0
     unsafe clx_store_release_u32(deviceEvent, event)
-    // Pairs with the driver's fence between its descriptor flags and its read of what we just wrote.
-    clx_fence_full()
+  }
+
+  @inlinable @inline(__always)
+  package mutating func lookAgain() -> Bool {
     if hasUnfinished { return table.hasRoom }
     return word(at: nextAvailable.index).isAvailable(nextAvailable.wrap) && table.hasRoom
   }

@@ -3,7 +3,7 @@
 
 import CLinux
 
-@safe public struct SplitRing: ~Copyable, VirtRing {
+@safe public struct SplitRing: ~Copyable, VirtRing, RingSignals {
   public let size: UInt16
   @usableFromInline let mask: UInt16
   @usableFromInline let indirect: Bool
@@ -253,21 +253,32 @@ import CLinux
   public mutating func publish() -> Notify {
     if table.hasDropped { fail(.chainDropped(table.settleDropped())) }
     if nextUsed == publishedUsed || broken { return .none }
+    return showAndAsk() ? .call : .none
+  }
+
+  @inlinable @inline(__always)
+  package mutating func show() -> UInt16 {
     let old = publishedUsed
     publishedUsed = nextUsed
     // Orders buffers and used entries before the index; pairs with the driver's acquire (virtio 1.3 §2.7.13).
     unsafe clx_store_release_u16(used + 2, nextUsed)
     if logs { inflight.commit(used: nextUsed) }
-    // Between showing the index and reading what the driver asked for: without it both sides may miss each other.
-    clx_fence_full()
+    return old
+  }
+
+  @inlinable @inline(__always)
+  package mutating func fence() { clx_fence_full() }
+
+  @inlinable @inline(__always)
+  package mutating func wantsCall(since old: UInt16) -> Bool {
     let first = !hasPublished
     hasPublished = true
     if eventIndex {
       // SAFETY: with EVENT_IDX the available area includes the field after its ring.
       let event = unsafe clx_load_relaxed_u16(available + 4 + 2 * Int(size))
-      return first || EventIndex.passed(event: event, new: nextUsed, old: old) ? .call : .none
+      return first || EventIndex.passed(event: event, new: nextUsed, old: old)
     }
-    return unsafe clx_load_relaxed_u16(available) & 1 == 0 ? .call : .none
+    return unsafe EventIndex.wantsCall(flags: clx_load_relaxed_u16(available))
   }
 
   // MARK: Kicks
@@ -275,6 +286,11 @@ import CLinux
   @inlinable
   public mutating func park() -> Bool {
     guard !broken else { return false }
+    return askAndLook()
+  }
+
+  @inlinable @inline(__always)
+  package mutating func askForKick() {
     kicksSuppressed = false
     if eventIndex {
       // SAFETY: with EVENT_IDX the used area includes the field after its ring.
@@ -282,8 +298,10 @@ import CLinux
     } else {
       unsafe clx_store_relaxed_u16(used, 0)
     }
-    // Pairs with the driver's fence between its available index and its read of what we just wrote.
-    clx_fence_full()
+  }
+
+  @inlinable @inline(__always)
+  package mutating func lookAgain() -> Bool {
     if !hasUnfinished, nextAvailable == seenAvailable, !look() {
       // A fault that is found here wants a turn too, in which it is told.
       return broken
