@@ -81,8 +81,9 @@ let package = Package(
       name: "TestSupport", dependencies: ["HostIO", "VhostFrontend"], path: "Tests/Support/TestSupport",
       swiftSettings: relaxed),
     .target(name: "GuestHarness", path: "Tests/Support/GuestHarness", swiftSettings: relaxed),
+    .target(name: "MemoryTrap", path: "Tests/Support/MemoryTrap"),
     .testTarget(
-      name: "VirtQueueTests", dependencies: ["VirtQueue", "VhostFrontend", "TestSupport"],
+      name: "VirtQueueTests", dependencies: ["VirtQueue", "VhostFrontend", "MemoryTrap", "TestSupport"],
       swiftSettings: relaxed),
     .testTarget(
       name: "HostIOTests", dependencies: ["HostIO", "CLinux", "TestSupport"], swiftSettings: relaxed),
