@@ -54,10 +54,11 @@ let package = Package(
     .target(name: "VhostFrontend", dependencies: ["CLinux"], swiftSettings: strict),
 
     // Floor 3: programs.
+    .target(name: "ServiceConfig", swiftSettings: strict),
     .executableTarget(
       name: "vhost-swiftd",
       dependencies: [
-        "BlockBackend", "NetBackend", "EntropyDevice", "VhostUser", "DeviceKit", "HostIO",
+        "BlockBackend", "NetBackend", "EntropyDevice", "ServiceConfig", "VhostUser", "DeviceKit", "HostIO",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Logging", package: "swift-log"),
       ], swiftSettings: strict),
@@ -119,6 +120,20 @@ let package = Package(
       swiftSettings: relaxed),
     .testTarget(
       name: "GuestTests", dependencies: ["GuestHarness", "TestSupport"], swiftSettings: relaxed),
+    .target(
+      name: "FuzzTargets",
+      dependencies: [
+        "BlockBackend", "ServiceConfig", "VhostUser", "DeviceKit", "VirtQueue", "HostIO", "CLinux",
+        .product(name: "Logging", package: "swift-log"),
+      ], path: "Fuzz/Targets", swiftSettings: relaxed),
+    .testTarget(name: "FuzzTests", dependencies: ["FuzzTargets"], swiftSettings: relaxed),
     .testTarget(name: "HouseTests", dependencies: ["TestSupport"], swiftSettings: relaxed),
   ]
 )
+
+// libFuzzer's program is built with its instrumentation only, by scripts/fuzz.
+if Context.environment["VHOST_SWIFTD_FUZZ"] != nil {
+  package.targets.append(
+    .executableTarget(
+      name: "fuzz-run", dependencies: ["FuzzTargets"], path: "Fuzz/Run", swiftSettings: relaxed))
+}

@@ -1,6 +1,7 @@
 // `vhost-swiftd blk`: a disk.
 
 import ArgumentParser
+import ServiceConfig
 import BlockBackend
 import DeviceKit
 import Glibc

@@ -2,6 +2,7 @@
 
 import ArgumentParser
 import DeviceKit
+import ServiceConfig
 
 /// A rate as a person writes it: 5000, or 5000,burst=20000.
 struct RateArgument: Equatable {

@@ -2,8 +2,8 @@
 
 import ArgumentParser
 import DeviceKit
-import FoundationEssentials
 import HostIO
+import ServiceConfig
 
 struct ServeCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
@@ -37,7 +37,7 @@ struct ServeCommand: ParsableCommand {
   func validate() throws { try ServiceOptions.check(drainTimeout: drainTimeout) }
 
   func run() throws {
-    let devices = try ConfigFile.devices(in: config)
+    let devices = try Self.devices(in: config)
     let loop = try ServiceLoop(
       stats: stats, drainTimeout: drainTimeout, sandbox: sandbox, rereading: config
     ) { services in
@@ -51,7 +51,7 @@ struct ServeCommand: ParsableCommand {
     }
     var services: [Service] = []
     do {
-      for (place, arguments) in devices { services.append(try Self.service(place, arguments)) }
+      for device in devices { services.append(try Self.service(device.place, device.arguments)) }
     } catch {
       for service in services { service.withdraw() }
       throw error
@@ -61,12 +61,22 @@ struct ServeCommand: ParsableCommand {
 
   /// Reads the file again; all of its limits are taken up, or none.
   private func takeUpLimits(of services: [Service], running: [[String]]) throws {
-    let now = try ConfigFile.devices(in: config)
+    let now = try Self.devices(in: config)
     guard now.map({ Limits.fixed($0.arguments) }) == running.map(Limits.fixed) else {
       throw Failure.usage("'\(config)' has changes that a running process cannot take up")
     }
-    let limits = try now.map { place, arguments in try Self.command(place, arguments) { $0.limits } }
+    let limits = try now.map { try Self.command($0.place, $0.arguments) { $0.limits } }
     for (service, limits) in zip(services, limits) { service.limit(limits) }
+  }
+
+  private static func devices(in path: String) throws -> [ConfiguredDevice] {
+    do {
+      return try ConfigFile.devices(in: path)
+    } catch .unreadable(let sentence) {
+      throw Failure.run(sentence)
+    } catch .wrong(let sentence) {
+      throw Failure.usage(sentence)
+    }
   }
 
   /// A device as its subcommand makes it.
@@ -112,73 +122,5 @@ extension ServiceCommand {
     let loop = try ServiceLoop(
       stats: service.stats, drainTimeout: service.drainTimeout, sandbox: service.sandbox)
     try loop.run([makeService()])
-  }
-}
-
-/// Reads a configuration file into the argument lists that mean the same.
-enum ConfigFile {
-  private struct File: Decodable { let devices: [[String: Value]] }
-
-  /// A value of an option.
-  private enum Value: Decodable {
-    case text(String)
-    case flag(Bool)
-
-    init(from decoder: any Decoder) throws {
-      let container = try decoder.singleValueContainer()
-      if let flag = try? container.decode(Bool.self) {
-        self = .flag(flag)
-      } else if let number = try? container.decode(Int64.self) {
-        self = .text(String(number))
-      } else if let number = try? container.decode(Double.self) {
-        self = .text(String(number))
-      } else {
-        self = .text(try container.decode(String.self))
-      }
-    }
-  }
-
-  /// The longest file that is read, in bytes.
-  private static let limit = 1 << 20
-
-  static func devices(in path: String) throws -> [(place: String, arguments: [String])] {
-    let file: File
-    do {
-      let data = try Data(contentsOf: URL(filePath: path))
-      guard data.count <= limit else { throw Failure.run("'\(path)' has more than \(limit) bytes") }
-      file = try JSONDecoder().decode(File.self, from: data)
-    } catch let error as DecodingError {
-      throw Failure.usage("'\(path)': \(sentence(for: error))")
-    } catch let failure as Failure {
-      throw failure
-    } catch {
-      throw Failure.run("cannot read '\(path)'")
-    }
-    guard !file.devices.isEmpty else { throw Failure.usage("'\(path)': no devices") }
-    return try file.devices.enumerated().map { index, device in
-      let place = "'\(path)', devices[\(index)]"
-      guard case .text(let name) = device["device"] else {
-        throw Failure.usage("\(place): \"device\" is missing: expected \"blk\", \"net\" or \"rng\"")
-      }
-      var arguments = [name]
-      for (key, value) in device.sorted(by: { $0.key < $1.key }) where key != "device" {
-        switch value {
-        case .text(let text): arguments += ["--\(key)=\(text)"]
-        case .flag(true): arguments += ["--\(key)"]
-        case .flag(false): break
-        }
-      }
-      return (place, arguments)
-    }
-  }
-
-  private static func sentence(for error: DecodingError) -> String {
-    switch error {
-    case .typeMismatch(_, let context), .valueNotFound(_, let context), .keyNotFound(_, let context),
-      .dataCorrupted(let context):
-      let place = context.codingPath.map { key in key.intValue.map { "[\($0)]" } ?? ".\(key.stringValue)" }
-      return (place.isEmpty ? "" : "at \(place.joined()): ") + context.debugDescription
-    @unknown default: return "not as expected"
-    }
   }
 }

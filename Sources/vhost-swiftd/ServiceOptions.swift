@@ -4,6 +4,7 @@ import ArgumentParser
 import DeviceKit
 import Glibc
 import HostIO
+import ServiceConfig
 import Logging
 import Synchronization
 
@@ -136,21 +137,11 @@ struct OctalMode {
   }
 }
 
-/// A number of bytes: 4096, 64K, 10M, 2G, 1T; powers of 1024.
-struct ByteSize {
-  let bytes: UInt64
-
+extension ByteSize {
   init(parsing text: String) throws {
-    let units: [Character: UInt64] = ["K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40]
-    let unit = text.last.flatMap { units[Character($0.uppercased())] }
-    let digits = unit == nil ? Substring(text) : text.dropLast()
-    let number =
-      digits.utf8.allSatisfy { (UInt8(ascii: "0")...UInt8(ascii: "9")).contains($0) } ? UInt64(digits) : nil
-    let (bytes, overflow) = (number ?? 0).multipliedReportingOverflow(by: unit ?? 1)
-    // Files and offsets are signed 64-bit numbers.
-    guard number != nil, !overflow, bytes <= UInt64(Int64.max) else {
+    guard let size = ByteSize(text) else {
       throw ValidationError("expected a number of bytes below 8192 PiB, such as 4096, 64K, 10G")
     }
-    self.bytes = bytes
+    self = size
   }
 }

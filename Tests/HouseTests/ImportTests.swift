@@ -14,10 +14,12 @@ private let arrows: [(folder: String, imports: Set<String>)] = [
   ("Sources/VhostUser", ["DeviceKit", "VirtQueue", "HostIO", "CLinux", "Logging"]),
   // The driver's side shares nothing with what it tests.
   ("Sources/VhostFrontend", ["HostIO", "CLinux"]),
+  ("Sources/ServiceConfig", ["FoundationEssentials"]),
   (
     "Sources/vhost-swiftd",
     [
-      "BlockBackend", "NetBackend", "EntropyDevice", "VhostUser", "DeviceKit", "HostIO", "CLinux",
+      "ServiceConfig", "BlockBackend", "NetBackend", "EntropyDevice", "VhostUser", "DeviceKit", "HostIO",
+      "CLinux",
       "ArgumentParser",
       "Logging", "FoundationEssentials",
     ]
