@@ -76,6 +76,12 @@ let package = Package(
     .executableTarget(
       name: "ring-bench", dependencies: ["VirtQueue", "VhostFrontend"],
       path: "Benchmarks/ring-bench", swiftSettings: strict),
+    .executableTarget(
+      name: "disk-bench", dependencies: ["VhostFrontend", "CLinux"],
+      path: "Benchmarks/disk-bench", swiftSettings: strict),
+    .executableTarget(name: "guest-load", path: "Benchmarks/guest-load"),
+    .executableTarget(
+      name: "bench", dependencies: ["GuestHarness"], path: "Benchmarks/bench", swiftSettings: relaxed),
 
     // Tests, one target a module, then journeys through several, the program, a guest, and the house rules.
     .target(

@@ -28,6 +28,8 @@ private let arrows: [(folder: String, imports: Set<String>)] = [
   ("Examples/rng-backend", ["EntropyDevice", "DeviceKit", "VhostUser", "HostIO", "Logging"]),
   ("Examples/disk-check", ["VhostFrontend"]),
   ("Benchmarks/ring-bench", ["VirtQueue", "VhostFrontend", "HostIO", "CLinux", "Foundation"]),
+  ("Benchmarks/disk-bench", ["VhostFrontend", "CLinux", "Foundation"]),
+  ("Benchmarks/bench", ["GuestHarness", "Foundation"]),
   // What tests drive the program with, and the driver's side of them.
   ("Tests/Support/GuestHarness", ["Foundation", "Dispatch"]),
   ("Tests/Support/TestSupport", ["HostIO", "VhostFrontend", "CLinux", "Foundation", "Testing"]),
