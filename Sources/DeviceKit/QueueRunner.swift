@@ -74,20 +74,24 @@ final class QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: Qu
   }
 
   @usableFromInline func turn() -> Bool {
-    var busy = false
+    let before = io.taken
+    io.byteBudget = QueueBudget.bytes
+    io.wantsTurn = false
+    var isFirst = true
     checkMemory()
-    if isEnabled || W.servesDisabled, !draining, !io.isThrottled {
-      io.budget = QueueBudget.chains
-      io.byteBudget = QueueBudget.bytes
-      io.wantsTurn = false
-      if isEnabled { worker.service(&io) } else { worker.serviceDisabled(&io) }
-      // An exhausted share: more may be waiting.
-      busy = io.taken != countedTaken || io.wantsTurn
-      checkMemory()
-    }
-    publish()
+    var more = (isEnabled || W.servesDisabled) && !draining && !io.isThrottled
+    repeat {
+      if more {
+        io.budget = isFirst ? QueueBudget.firstChains : QueueBudget.chains &- QueueBudget.firstChains
+        if isEnabled { worker.service(&io) } else { worker.serviceDisabled(&io) }
+        more = isFirst && io.budget == 0 && io.byteBudget > 0 && !io.isThrottled
+        isFirst = false
+        checkMemory()
+      }
+      publish()
+    } while more
     if io.ring.fault != nil, !faultReported { reportFault() }
-    return busy
+    return io.taken != before || io.wantsTurn
   }
 
   /// Breaks the queue where pages that it works in are gone: what it reads there are zeros that nobody wrote, and must not

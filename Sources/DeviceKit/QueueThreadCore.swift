@@ -75,7 +75,7 @@ import VirtQueue
       failure = error
     }
     unsafe uring.pointee.pollReadable(Self.mailSlot, token: Self.mailToken)
-    var idleSince: UInt64 = 0
+    var spin = Spin()
     var naps: UInt64 = 0
     while !quitting || !active.isEmpty {
       var busy = reap()
@@ -87,27 +87,39 @@ import VirtQueue
         unsafe uring.pointee.collect()
       }
       if busy {
-        idleSince = 0
+        spin = Spin()
         naps = 0
-      } else if unsafe uring.pointee.peek() == nil, !keepSpinning(&idleSince) {
+      } else if unsafe uring.pointee.peek() == nil, !keepSpinning(&spin) {
         sleep(&naps)
-        idleSince = 0
+        spin = Spin()
       }
     }
   }
 
-  /// Whether to look again at once. Spins only where a queue runs.
-  private func keepSpinning(_ idleSince: inout UInt64) -> Bool {
+  /// A spell of looking without finding anything.
+  private struct Spin {
+    var looks: UInt32 = 0
+    /// When it began, as far as the clock was asked.
+    var since: UInt64 = 0
+  }
+
+  /// Whether to look again at once. Spins only where a queue runs. The clock costs more than a look, so it is asked
+  /// once in many.
+  private func keepSpinning(_ spin: inout Spin) -> Bool {
     guard !active.isEmpty else { return false }
     switch policy {
     case .interrupt: return false
     case .busy: break
     case .adaptive(let limit):
-      let now = Monotonic.now
-      if idleSince == 0 { idleSince = now }
-      if now &- idleSince > limit { return false }
+      if spin.looks & 31 == 0 {
+        let now = Monotonic.now
+        if spin.looks == 0 { spin.since = now }
+        if now &- spin.since > limit { return false }
+      }
+      spin.looks &+= 1
+      if spin.looks == 0 { spin.looks = 32 }
     }
-    for _ in 0..<8 { clx_pause() }
+    clx_pause()
     return true
   }
 
