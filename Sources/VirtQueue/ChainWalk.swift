@@ -42,114 +42,147 @@ extension SlotTable {
   /// (virtio 1.3 §2.7.5.3.1 says the queue size; Linux exceeds it with indirect tables.)
   @inlinable var descriptorLimit: UInt32 { max(UInt32(size), 1024) }
 
-  /// Appends one descriptor's buffer to a slot. `sawWritable` carries over the chain.
+  /// Appends one descriptor's buffer to a walk.
   @inlinable @inline(__always)
   mutating func append(
-    _ address: UInt64, _ length: UInt32, writable: Bool, to slot: UnsafeMutablePointer<Slot>,
-    sawWritable: inout Bool
+    _ address: UInt64, _ length: UInt32, writable: Bool, _ walk: inout Walk,
+    to slot: UnsafeMutablePointer<Slot>
   ) -> QueueFault? {
     if writable {
-      sawWritable = true
-    } else if sawWritable {
+      if unsafe !walk.sawWritable {
+        unsafe walk.sawWritable = true
+        unsafe walk.readableCount = walk.count
+        unsafe walk.readableBytes = walk.bytes
+      }
+    } else if unsafe walk.sawWritable {
       return .readableAfterWritable
     }
-    // An empty buffer says nothing; the specification does not forbid it.
-    if length == 0 { return nil }
-    let total =
-      unsafe UInt64(slot.pointee.readableBytes) + UInt64(slot.pointee.writableBytes) + UInt64(length)
-    if total > UInt64(UInt32.max) { return .chainTooLarge }
-    if writable {
-      unsafe slot.pointee.writableBytes &+= length
-    } else {
-      unsafe slot.pointee.readableBytes &+= length
+    unsafe walk.bytes &+= UInt64(length)
+    // SAFETY: the bytes lie in one region; the segment is below the capacity. An empty buffer has no last byte, and so
+    // goes the other way.
+    let offset = unsafe address &- walk.near.pointee.start
+    let size = unsafe walk.near.pointee.size
+    if offset < size, size &- offset > UInt64(length) &- 1, unsafe walk.count < walk.capacity {
+      unsafe walk.segments[Int(walk.count)] = iovec(
+        iov_base: walk.near.pointee.host + Int(truncatingIfNeeded: offset), iov_len: Int(length))
+      unsafe walk.count &+= 1
+      return nil
     }
-    // SAFETY: `place` writes below the slot's capacity, having grown it where needed.
-    if let piece = unsafe view.piece(at: address, upTo: UInt64(length), hint: &hint),
-      unsafe piece.count == UInt64(length)
-    {
-      return unsafe place(piece.start, Int(length), writable: writable, in: slot)
-    }
-    return unsafe appendPieces(address, length, writable: writable, to: slot)
+    // Through a copy: a walk whose address is known to others would not be kept in registers.
+    var spilled = unsafe walk
+    let fault = unsafe appendPieces(address, length, &spilled, to: slot)
+    unsafe walk = unsafe spilled
+    return fault
   }
 
-  @inlinable @inline(__always)
-  mutating func place(
-    _ start: UnsafeMutableRawPointer?, _ length: Int, writable: Bool, in slot: UnsafeMutablePointer<Slot>
-  ) -> QueueFault? {
-    let used = unsafe Int(slot.pointee.readableCount &+ slot.pointee.writableCount)
-    if unsafe used >= Int(slot.pointee.capacity) {
-      guard unsafe grow(slot, used: used) else { return .chainTooLong(limit: UInt32(Self.mostSegments)) }
-    }
-    // SAFETY: used < capacity.
-    unsafe slot.pointee.segments[used] = iovec(iov_base: start, iov_len: length)
-    if writable {
-      unsafe slot.pointee.writableCount &+= 1
-    } else {
-      unsafe slot.pointee.readableCount &+= 1
-    }
-    return nil
-  }
-
-  /// A buffer over several regions becomes several segments; bytes that are in none become one hole.
+  /// A buffer anywhere: over several regions it becomes several segments; bytes that are in none become one hole. An
+  /// empty one says nothing; the specification does not forbid it.
   @usableFromInline @inline(never)
   mutating func appendPieces(
-    _ address: UInt64, _ length: UInt32, writable: Bool, to slot: UnsafeMutablePointer<Slot>
+    _ address: UInt64, _ length: UInt32, _ walk: inout Walk, to slot: UnsafeMutablePointer<Slot>
   ) -> QueueFault? {
     var at = address
     var left = UInt64(length)
     while left > 0 {
       guard let piece = unsafe view.piece(at: at, upTo: left, hint: &hint) else {
-        unsafe slot.pointee.hasHole = true
-        return unsafe place(nil, Int(left), writable: writable, in: slot)
+        unsafe walk.hasHole = true
+        return unsafe place(nil, Int(left), &walk, in: slot)
       }
       // SAFETY: the piece is in guest memory; its count is between 1 and `left`.
-      if let fault = unsafe place(piece.start, Int(piece.count), writable: writable, in: slot) {
-        return fault
-      }
+      if let fault = unsafe place(piece.start, Int(piece.count), &walk, in: slot) { return fault }
+      unsafe walk.near = view.entries + hint
       left -= unsafe piece.count
       // Wraps only past the last region, where the next look-up finds a hole or a region at 0 that the driver named.
       let (next, wrapped) = unsafe at.addingReportingOverflow(piece.count)
       if wrapped, left > 0 {
-        unsafe slot.pointee.hasHole = true
-        return unsafe place(nil, Int(left), writable: writable, in: slot)
+        unsafe walk.hasHole = true
+        return unsafe place(nil, Int(left), &walk, in: slot)
       }
       at = next
     }
     return nil
   }
 
-  /// Walks an indirect table: by `next` (split) or in order (packed, whose entries' NEXT means nothing).
-  @usableFromInline
+  private mutating func place(
+    _ start: UnsafeMutableRawPointer?, _ length: Int, _ walk: inout Walk, in slot: UnsafeMutablePointer<Slot>
+  ) -> QueueFault? {
+    if unsafe walk.count >= walk.capacity {
+      guard unsafe grow(slot, &walk) else { return .chainTooLong(limit: UInt32(Self.mostSegments)) }
+    }
+    // SAFETY: count < capacity.
+    unsafe walk.segments[Int(walk.count)] = iovec(iov_base: start, iov_len: length)
+    unsafe walk.count &+= 1
+    return nil
+  }
+
+  /// As `appendTable`, for a walk in registers.
+  @inlinable @inline(__always)
   mutating func appendIndirect(
-    table address: UInt64, byteCount: UInt32, alreadySeen: UInt32, sequential: Bool,
-    to slot: UnsafeMutablePointer<Slot>, sawWritable: inout Bool
+    table address: UInt64, byteCount: UInt32, alreadySeen: UInt32, sequential: Bool, _ walk: inout Walk,
+    to slot: UnsafeMutablePointer<Slot>
+  ) -> QueueFault? {
+    var spilled = unsafe walk
+    let fault = unsafe appendTable(
+      at: address, byteCount: byteCount, alreadySeen: alreadySeen, sequential: sequential, &spilled, to: slot)
+    unsafe walk = unsafe spilled
+    return fault
+  }
+
+  /// Walks an indirect table: by `next` (split) or in order (packed, whose entries' NEXT means nothing).
+  @usableFromInline @inline(never)
+  mutating func appendTable(
+    at address: UInt64, byteCount: UInt32, alreadySeen: UInt32, sequential: Bool, _ walk: inout Walk,
+    to slot: UnsafeMutablePointer<Slot>
   ) -> QueueFault? {
     guard byteCount > 0, byteCount % 16 == 0 else { return .indirectLength(byteCount) }
     let entries = byteCount / 16
     // A split table may be longer than the chain in it; a packed one is the chain.
     guard entries <= 32768 else { return .indirectLength(byteCount) }
     if sequential, entries > descriptorLimit { return .chainTooLong(limit: descriptorLimit) }
+    // Most often the table is in the region of the last buffer, in one piece.
+    let offset = unsafe address &- walk.near.pointee.start
+    let size = unsafe walk.near.pointee.size
+    if offset < size, size &- offset >= UInt64(byteCount) {
+      // SAFETY: the whole table is there, and the walk stays below `entries`.
+      let flat = unsafe walk.near.pointee.host + Int(truncatingIfNeeded: offset)
+      return unsafe walkTable(entries, alreadySeen, sequential, &walk, slot, unmapped: address) {
+        unsafe SplitDescriptor(at: flat + 16 * Int($0))
+      }
+    }
     guard var cursor = TableCursor(view: view, address: address, byteCount: byteCount) else {
       return .indirectUnmapped(address)
     }
+    return unsafe walkTable(entries, alreadySeen, sequential, &walk, slot, unmapped: address) {
+      cursor.entry($0)
+    }
+  }
+
+  /// The walk itself; `entry` gives a descriptor below `entries`, nil where it is in no guest memory.
+  @inline(__always)
+  private mutating func walkTable(
+    _ entries: UInt32, _ alreadySeen: UInt32, _ sequential: Bool, _ outer: inout Walk,
+    _ slot: UnsafeMutablePointer<Slot>, unmapped address: UInt64, _ entry: (UInt32) -> SplitDescriptor?
+  ) -> QueueFault? {
+    let limit = descriptorLimit
     var index: UInt32 = 0
     var seen = alreadySeen
+    var walk = unsafe outer
+    defer { unsafe outer = unsafe walk }
     while true {
-      guard let descriptor = cursor.entry(index) else { return .indirectUnmapped(address) }
-      seen += 1
-      if seen > descriptorLimit { return .chainTooLong(limit: descriptorLimit) }
+      guard let descriptor = entry(index) else { return .indirectUnmapped(address) }
+      seen &+= 1
+      if seen > limit { return .chainTooLong(limit: limit) }
       // A packed entry has its flags last, {length, id, flags}, and only WRITE counts (virtio 1.3 §2.8.7).
       let flags = sequential ? descriptor.next : descriptor.flags
       if flags & DescriptorFlag.indirect != 0, !sequential { return .indirectNested }
       // SAFETY: the slot is the caller's; `append` checks all that the descriptor says.
       if let fault = unsafe append(
-        descriptor.address, descriptor.length, writable: flags & DescriptorFlag.write != 0, to: slot,
-        sawWritable: &sawWritable)
+        descriptor.address, descriptor.length, writable: flags & DescriptorFlag.write != 0, &walk, to: slot)
       {
         return fault
       }
       if sequential {
-        index += 1
+        index &+= 1
         if index == entries { return nil }
       } else {
         if flags & DescriptorFlag.next == 0 { return nil }

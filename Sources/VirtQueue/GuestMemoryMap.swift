@@ -80,9 +80,14 @@ public enum MemoryMapError: Error, Equatable, Sendable {
 
     self.generation = generation
     self.regions = sorted
-    // SAFETY: one entry a region is written to each table, in bounds by construction.
-    unsafe byGuest = .allocate(capacity: sorted.count)
-    unsafe byUser = .allocate(capacity: sorted.count)
+    // SAFETY: one entry a region is written to each table, in bounds by construction; a map without regions has one
+    // that nothing lies in, so that there is always a first.
+    unsafe byGuest = .allocate(capacity: max(1, sorted.count))
+    unsafe byUser = .allocate(capacity: max(1, sorted.count))
+    if sorted.isEmpty {
+      unsafe byGuest.initialize(to: MapEntry(start: 0, size: 0, host: byGuest))
+      unsafe byUser.initialize(to: MapEntry(start: 0, size: 0, host: byUser))
+    }
     for (i, region) in sorted.enumerated() {
       unsafe (byGuest + i).initialize(
         to: MapEntry(start: region.guestAddress, size: region.size, host: region.host))

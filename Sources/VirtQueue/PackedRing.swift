@@ -135,32 +135,36 @@ import CLinux
     if hasUnfinished { return nextUnfinished() }
     let first = word(at: nextAvailable.index)
     guard first.isAvailable(nextAvailable.wrap) else { return nil }
-    let scratch = unsafe table.scratch
-    unsafe table.open(scratch)
+    // The last descriptor names the chain, but drivers put the name into the first as well: where that slot is free the
+    // walk goes there, and nothing has to be moved.
+    let guess = first.id
+    let isFree = guess < size ? unsafe table.slots[Int(guess)].state == .free : false
+    let slot = unsafe isFree ? table.slots + Int(guess) : table.scratch
     var position = nextAvailable
     var last = first
     if logs { inflight.begin() }
-    if let fault = unsafe walk(first, from: &position, last: &last, into: scratch) ?? refusal(of: last.id) {
+    if let fault = unsafe walk(first, from: &position, last: &last, into: slot)
+      ?? refusal(of: last.id, in: slot)
+    {
       if logs { inflight.abandon() }
-      unsafe table.close(scratch)
+      unsafe table.close(slot)
       fail(fault)
       return nil
     }
     if logs { inflight.finish(id: last.id) }
-    let slot = unsafe table.slots + Int(last.id)
-    unsafe table.settle(into: slot)
-    let taken = Int32(position.index) &- Int32(nextAvailable.index)
-    unsafe table.give(
-      slot, descriptors: UInt16(truncatingIfNeeded: taken > 0 ? taken : taken &+ Int32(size)))
+    let own = unsafe table.slots + Int(last.id)
+    if unsafe own != slot { unsafe table.settle(slot, into: own) }
     nextAvailable = position
-    return unsafe Chain(head: last.id, slot: slot)
+    return unsafe Chain(head: last.id, slot: own)
   }
 
   /// The last descriptor carries the buffer id (virtio 1.3 §2.8.6): the driver's name for the chain, our slot.
   @inlinable @inline(__always)
-  func refusal(of id: UInt16) -> QueueFault? {
+  func refusal(of id: UInt16, in slot: UnsafeMutablePointer<Slot>) -> QueueFault? {
     guard id < size else { return .headOutOfRange(id, size: size) }
-    switch unsafe table.slots[Int(id)].state {
+    let own = unsafe table.slots + Int(id)
+    if unsafe own == slot { return nil }
+    switch unsafe own.pointee.state {
     case .free: return nil
     case .dropped: return .chainDropped(id)
     case .live, .held: return .headInFlight(id)
@@ -177,38 +181,44 @@ import CLinux
     }
     hasUnfinished = inflight.unfinishedCount > 0
     let slot = unsafe table.slots + Int(request.id)
-    unsafe table.open(slot)
-    var sawWritable = false
-    for descriptor in request.descriptors {
+    if let fault = unsafe walk(request.descriptors, into: slot) {
+      unsafe table.close(slot)
+      fail(fault)
+      return nil
+    }
+    return unsafe Chain(head: request.id, slot: slot)
+  }
+
+  /// A list from the log.
+  private mutating func walk(
+    _ list: [PackedCopy], into slot: UnsafeMutablePointer<Slot>
+  ) -> QueueFault? {
+    var walk = unsafe table.open(slot)
+    for descriptor in list {
       if let fault = unsafe append(
-        descriptor.address, descriptor.word, isAlone: request.descriptors.count == 1, to: slot,
-        sawWritable: &sawWritable)
+        descriptor.address, descriptor.word, isAlone: list.count == 1, &walk, to: slot)
       {
-        unsafe table.close(slot)
-        fail(fault)
-        return nil
+        return fault
       }
     }
-    unsafe table.give(slot, descriptors: UInt16(request.descriptors.count))
-    return unsafe Chain(head: request.id, slot: slot)
+    return unsafe table.give(slot, walk, descriptors: UInt16(truncatingIfNeeded: list.count))
   }
 
   /// One descriptor of a list: a buffer, or the table that is the whole list (virtio 1.3 §2.8.7).
   @inlinable @inline(__always)
   mutating func append(
-    _ address: UInt64, _ word: PackedWord, isAlone: Bool, to slot: UnsafeMutablePointer<Slot>,
-    sawWritable: inout Bool
+    _ address: UInt64, _ word: PackedWord, isAlone: Bool, _ walk: inout Walk,
+    to slot: UnsafeMutablePointer<Slot>
   ) -> QueueFault? {
     if word.flags & DescriptorFlag.indirect != 0 {
       guard indirect else { return .indirectNotNegotiated }
       guard isAlone, word.flags & DescriptorFlag.next == 0 else { return .indirectWithNext }
       return unsafe table.appendIndirect(
-        table: address, byteCount: word.length, alreadySeen: 0, sequential: true, to: slot,
-        sawWritable: &sawWritable)
+        table: address, byteCount: word.length, alreadySeen: 0, sequential: true, &walk,
+        to: slot)
     }
     return unsafe table.append(
-      address, word.length, writable: word.flags & DescriptorFlag.write != 0, to: slot,
-      sawWritable: &sawWritable)
+      address, word.length, writable: word.flags & DescriptorFlag.write != 0, &walk, to: slot)
   }
 
   /// Walks the list that starts with `first`; leaves `position` after its last descriptor.
@@ -217,7 +227,7 @@ import CLinux
     _ first: PackedWord, from position: inout PackedPosition, last: inout PackedWord,
     into slot: UnsafeMutablePointer<Slot>
   ) -> QueueFault? {
-    var sawWritable = false
+    var walk = unsafe table.open(slot)
     var word = first
     var seen: UInt16 = 0
     while true {
@@ -228,10 +238,10 @@ import CLinux
       last = word
       let isLast = word.flags & DescriptorFlag.next == 0
       if logs, !inflight.add(address, word, isLast: isLast) { return .chainTooLong(limit: UInt32(size)) }
-      if let fault = unsafe append(address, word, isAlone: seen == 1, to: slot, sawWritable: &sawWritable) {
+      if let fault = unsafe append(address, word, isAlone: seen == 1, &walk, to: slot) {
         return fault
       }
-      if isLast { return nil }
+      if isLast { return unsafe table.give(slot, walk, descriptors: seen) }
       if seen >= size { return .chainTooLong(limit: UInt32(size)) }
       word = self.word(at: position.index)
     }
@@ -253,7 +263,7 @@ import CLinux
     let slot = unsafe chain.slot
     let id = chain.release()
     let count = unsafe slot.pointee.descriptorCount
-    unsafe table.close(slot)
+    unsafe table.finish(slot)
     if broken { return }
     if logs {
       pending.append(UInt64(id) | UInt64(count) << 16 | UInt64(written) << 32)

@@ -33,3 +33,28 @@ import Glibc
   @usableFromInline var state: SlotState
   @usableFromInline var hasHole: Bool
 }
+
+/// A chain as far as it was walked: in registers while the walk goes on, in its slot once it is over (`SlotTable.give`).
+@unsafe @usableFromInline struct Walk {
+  // SAFETY: the slot's array, of `capacity` segments, `count` of them written.
+  @usableFromInline var segments: UnsafeMutablePointer<iovec>
+  @usableFromInline var capacity: UInt32
+  @usableFromInline var count: UInt32 = 0
+  /// Cannot overflow: no walk has 2^32 buffers. The sum is judged at the end.
+  @usableFromInline var bytes: UInt64 = 0
+  /// What there was before the first writable buffer.
+  @usableFromInline var readableCount: UInt32 = 0
+  @usableFromInline var readableBytes: UInt64 = 0
+  @usableFromInline var sawWritable = false
+  @usableFromInline var hasHole = false
+  // SAFETY: an entry of the table's view: the region of the last buffer.
+  @usableFromInline var near: UnsafeMutablePointer<MapEntry>
+
+  @inlinable init(
+    segments: UnsafeMutablePointer<iovec>, capacity: UInt32, near: UnsafeMutablePointer<MapEntry>
+  ) {
+    unsafe self.segments = unsafe segments
+    unsafe self.capacity = capacity
+    unsafe self.near = unsafe near
+  }
+}

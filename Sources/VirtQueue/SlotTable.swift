@@ -49,33 +49,43 @@ import Glibc
     return head
   }
 
-  /// Makes a slot ready for a walk.
+  /// Begins a walk into a slot that is free.
   @inlinable @inline(__always)
-  mutating func open(_ slot: UnsafeMutablePointer<Slot>) {
-    unsafe slot.pointee.readableCount = 0
-    unsafe slot.pointee.writableCount = 0
-    unsafe slot.pointee.readableBytes = 0
-    unsafe slot.pointee.writableBytes = 0
-    unsafe slot.pointee.hasHole = false
-    unsafe slot.pointee.generation = generation
+  func open(_ slot: UnsafeMutablePointer<Slot>) -> Walk {
+    // SAFETY: `hint` is a region's place, or 0, where every map has an entry.
+    unsafe Walk(
+      segments: slot.pointee.segments, capacity: slot.pointee.capacity, near: view.entries + hint)
   }
 
-  /// Counts a walked chain as given out.
+  /// Ends a walk: its chain is in the slot, and counts as given out.
   @inlinable @inline(__always)
-  mutating func give(_ slot: UnsafeMutablePointer<Slot>, descriptors: UInt16) {
+  mutating func give(
+    _ slot: UnsafeMutablePointer<Slot>, _ walk: Walk, descriptors: UInt16
+  ) -> QueueFault? {
+    let total = unsafe walk.bytes
+    if total > UInt64(UInt32.max) { return .chainTooLarge }
+    let readable = unsafe walk.sawWritable ? walk.readableBytes : total
+    let readableCount = unsafe walk.sawWritable ? walk.readableCount : walk.count
+    unsafe slot.pointee.readableCount = readableCount
+    unsafe slot.pointee.writableCount = walk.count &- readableCount
+    unsafe slot.pointee.readableBytes = UInt32(truncatingIfNeeded: readable)
+    unsafe slot.pointee.writableBytes = UInt32(truncatingIfNeeded: total &- readable)
+    unsafe slot.pointee.generation = generation
     unsafe slot.pointee.descriptorCount = descriptors
     unsafe slot.pointee.state = .live
+    unsafe slot.pointee.hasHole = walk.hasHole
     liveCount &+= 1
+    return nil
   }
 
   /// The slot for a walk that learns its head last (packed: the buffer id).
   @inlinable var scratch: UnsafeMutablePointer<Slot> { unsafe slots + Int(size) }
 
-  /// Moves a walked chain from `scratch` to its own slot, which must be free.
-  @inlinable @inline(__always)
-  mutating func settle(into slot: UnsafeMutablePointer<Slot>) {
+  /// Moves a walked chain to its own slot, which is free.
+  @usableFromInline @inline(never)
+  mutating func settle(_ slot: UnsafeMutablePointer<Slot>, into own: UnsafeMutablePointer<Slot>) {
     // Their arrays change places, so each slot keeps one.
-    unsafe swap(&slot.pointee, &scratch.pointee)
+    unsafe swap(&own.pointee, &slot.pointee)
   }
 
   /// Takes a completed (or unfinished) chain's slot back.
@@ -89,11 +99,23 @@ import Glibc
     if unsafe slot.pointee.capacity != UInt32(Self.ownSegments) { unsafe shrink(slot) }
   }
 
+  /// A longer array for a walk that has filled its own.
   @usableFromInline @inline(never)
-  mutating func grow(_ slot: UnsafeMutablePointer<Slot>, used: Int) -> Bool {
-    let grown = unsafe storage.grow(slot, used: used)
+  mutating func grow(_ slot: UnsafeMutablePointer<Slot>, _ walk: inout Walk) -> Bool {
+    let grown = unsafe storage.grow(slot, used: Int(walk.count))
     longArraysHaveRoom = storage.hasRoom
+    unsafe walk.segments = slot.pointee.segments
+    unsafe walk.capacity = slot.pointee.capacity
     return grown
+  }
+
+  /// Takes the slot of a chain that was given out back: `close` without its questions.
+  @inlinable @inline(__always)
+  mutating func finish(_ slot: UnsafeMutablePointer<Slot>) {
+    liveCount &-= 1
+    unsafe slot.pointee.state = .free
+    if unsafe slot.pointee.generation != generation { unsafe leave(slot.pointee.generation) }
+    if unsafe slot.pointee.capacity != UInt32(Self.ownSegments) { unsafe shrink(slot) }
   }
 
   @usableFromInline @inline(never)

@@ -176,8 +176,7 @@ import CLinux
 
   @inlinable @inline(__always)
   mutating func walk(from head: UInt16, into slot: UnsafeMutablePointer<Slot>) -> QueueFault? {
-    unsafe table.open(slot)
-    var sawWritable = false
+    var walk = unsafe table.open(slot)
     var seen: UInt32 = 0
     var index = head
     while true {
@@ -190,8 +189,8 @@ import CLinux
         // A table may end a chain of direct descriptors; nothing follows it.
         guard descriptor.flags & DescriptorFlag.next == 0 else { return .indirectWithNext }
         if let fault = unsafe table.appendIndirect(
-          table: descriptor.address, byteCount: descriptor.length, alreadySeen: seen - 1, sequential: false,
-          to: slot, sawWritable: &sawWritable)
+          table: descriptor.address, byteCount: descriptor.length, alreadySeen: seen &- 1, sequential: false,
+          &walk, to: slot)
         {
           return fault
         }
@@ -199,7 +198,7 @@ import CLinux
       }
       if let fault = unsafe table.append(
         descriptor.address, descriptor.length, writable: descriptor.flags & DescriptorFlag.write != 0,
-        to: slot, sawWritable: &sawWritable)
+        &walk, to: slot)
       {
         return fault
       }
@@ -207,8 +206,7 @@ import CLinux
       index = descriptor.next
       guard index < size else { return .nextOutOfRange(index, table: UInt32(size)) }
     }
-    unsafe table.give(slot, descriptors: UInt16(truncatingIfNeeded: seen))
-    return nil
+    return unsafe table.give(slot, walk, descriptors: UInt16(truncatingIfNeeded: seen))
   }
 
   @usableFromInline @inline(never)
@@ -222,7 +220,7 @@ import CLinux
   public mutating func complete(_ chain: consuming Chain, written: UInt32) {
     let slot = unsafe chain.slot
     let head = chain.release()
-    unsafe table.close(slot)
+    unsafe table.finish(slot)
     if broken { return }
     // SAFETY: the masked index is below `size`. One 8-byte store: {le32 id, le32 len}.
     unsafe clx_store_relaxed_u64(
