@@ -94,7 +94,7 @@ import HostIO
     unsafe try? uring.pointee.register(-1, at: errorSlot)
   }
 
-  func call() {
+  @usableFromInline func call() {
     guard hasCall else { return }
     if callUnderWay {
       callAgain = true

@@ -1,5 +1,7 @@
-// Runs one queue: gives its worker turns, publishes once a turn, calls the driver. Made, used and released on
-// the queue's thread. Generic over ring and worker, so that a turn is one indirect call and everything in it is not.
+// Runs one queue: gives its worker turns, publishes after each part of one, calls the driver. Made, used and released on
+// the queue's thread. Generic over ring and worker, and inlinable with all that a turn needs: through the closures of
+// `RunnerEntry` the device's module compiles it for its own worker, so a turn is one indirect call and nothing in it is.
+// A requirement of `QueueRunning`, called through the existential, is never compiled for one worker: those are for rare calls.
 
 import CLinux
 import HostIO
@@ -18,12 +20,26 @@ import VirtQueue
   let onFault: @Sendable (QueueFault) -> Void
 }
 
-/// A runner as its thread sees it. Each requirement is called at most once a turn.
+/// A runner and its hot calls, compiled for its ring and worker where the types are known (`QueueStart.run`).
+@usableFromInline struct RunnerEntry {
+  let runner: any QueueRunning
+  /// The runner's `workStem`.
+  let stem: UInt64
+  let turn: () -> Bool
+  let reap: () -> Bool
+
+  @usableFromInline init(
+    _ runner: any QueueRunning, turn: @escaping () -> Bool, reap: @escaping () -> Bool
+  ) {
+    self.runner = runner
+    stem = runner.workStem
+    self.turn = turn
+    self.reap = reap
+  }
+}
+
+/// A runner as its thread sees it, the two calls of every turn aside.
 @usableFromInline protocol QueueRunning: AnyObject {
-  /// Lets the worker take chains, publishes, calls. True where something was done or more is waiting.
-  func turn() -> Bool
-  /// Handles the completions of this queue's I/O at the head of the completion queue; true where there were any.
-  func reap() -> Bool
   /// Handles the end of an offloaded operation.
   func deliver(_ completion: Completion)
   /// Asks the driver for kicks; true where work is there already.
@@ -43,21 +59,21 @@ import VirtQueue
 
 @safe @usableFromInline
 final class QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: QueueRunning {
-  private var io: QueueIO<R>
-  private var worker: W
+  @usableFromInline var io: QueueIO<R>
+  @usableFromInline var worker: W
   @usableFromInline let line: CallLine
   @usableFromInline let workStem: UInt64
-  private let counters: QueueCounters
+  @usableFromInline let counters: QueueCounters
   private let onFault: @Sendable (QueueFault) -> Void
   @usableFromInline var isEnabled: Bool
-  private var draining = false
-  private var faultReported = false
-  private var countedTaken: UInt64 = 0
-  private var countedGiven: UInt64 = 0
+  @usableFromInline var draining = false
+  @usableFromInline var faultReported = false
+  @usableFromInline var countedTaken: UInt64 = 0
+  @usableFromInline var countedGiven: UInt64 = 0
   /// The memory that the queue works in, and how many lost pages of this process it has looked into.
   private var map: GuestMemoryMap
   private let inflight: InflightArea?
-  private var lostSeen: UInt64 = 0
+  @usableFromInline var lostSeen: UInt64 = 0
 
   @usableFromInline
   init(ring: consuming R, worker: consuming W, place: RunnerPlace) {
@@ -73,7 +89,8 @@ final class QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: Qu
     inflight = place.inflight
   }
 
-  @usableFromInline func turn() -> Bool {
+  /// Lets the worker take chains, publishes, calls. True where something was done or more is waiting.
+  @inlinable func turn() -> Bool {
     let before = io.taken
     io.byteBudget = QueueBudget.bytes
     io.wantsTurn = false
@@ -96,14 +113,17 @@ final class QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: Qu
 
   /// Breaks the queue where pages that it works in are gone: what it reads there are zeros that nobody wrote, and must not
   /// reach storage. Pages of others are no concern of it.
-  private func checkMemory() {
+  @inlinable @inline(__always) func checkMemory() {
     let lost = clx_shared_lost()
-    guard lost != lostSeen else { return }
+    if lost != lostSeen { lookIntoLoss(lost) }
+  }
+
+  @usableFromInline @inline(never) func lookIntoLoss(_ lost: UInt64) {
     lostSeen = lost
     if !map.isWhole || inflight?.isWhole == false { io.ring.fail(.memoryLost) }
   }
 
-  private func publish() {
+  @inlinable func publish() {
     if io.taken != countedTaken {
       counters.add(io.taken &- countedTaken, to: .chains)
       countedTaken = io.taken
@@ -119,7 +139,8 @@ final class QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: Qu
     }
   }
 
-  @usableFromInline func reap() -> Bool {
+  /// Handles the completions of this queue's I/O at the head of the completion queue; true where there were any.
+  @inlinable func reap() -> Bool {
     var any = false
     // SAFETY: `io.uring` is the thread's ring, on its thread.
     while let event = unsafe io.uring.pointee.peek() {
@@ -165,7 +186,7 @@ final class QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: Qu
     return io.ring.move(to: map)
   }
 
-  private func reportFault() {
+  @usableFromInline @inline(never) func reportFault() {
     faultReported = true
     counters.add(to: .faults)
     line.reportError()

@@ -31,16 +31,18 @@ public struct QueueStart: ~Copyable {
     launch.makeRunner = { place throws(RingLayoutError) in
       if packed {
         let ring = try PackedRing(place.layout, map: place.map, inflight: place.inflight)
-        return QueueRunner(ring: ring, worker: make(), place: place)
+        let runner = QueueRunner(ring: ring, worker: make(), place: place)
+        return RunnerEntry(runner, turn: { runner.turn() }, reap: { runner.reap() })
       }
       let ring = try SplitRing(place.layout, map: place.map, inflight: place.inflight)
-      return QueueRunner(ring: ring, worker: make(), place: place)
+      let runner = QueueRunner(ring: ring, worker: make(), place: place)
+      return RunnerEntry(runner, turn: { runner.turn() }, reap: { runner.reap() })
     }
   }
 }
 
 /// Makes the runner of a queue, on the queue's thread.
-@usableFromInline typealias RunnerMaker = @Sendable (RunnerPlace) throws(RingLayoutError) -> any QueueRunning
+@usableFromInline typealias RunnerMaker = @Sendable (RunnerPlace) throws(RingLayoutError) -> RunnerEntry
 
 /// Carries the device's choice back to the host. Used by one control thread, during one call of `start`.
 @usableFromInline final class Launch {

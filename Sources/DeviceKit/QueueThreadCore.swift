@@ -17,8 +17,8 @@ import VirtQueue
   /// No processors were chosen for the thread: it may go where its rings' memory is.
   private let followsMemory: Bool
   /// Runners by seat, and those among them that run, for the loop.
-  private var seats: [(any QueueRunning)?]
-  private var active: [any QueueRunning] = []
+  private var seats: [RunnerEntry?]
+  private var active: [RunnerEntry] = []
   private var whenDrained: [(seat: Int, done: @Sendable (UInt32) -> Void)] = []
   private var epoch: UInt16 = 0
   private var quitting = false
@@ -79,7 +79,7 @@ import VirtQueue
     var naps: UInt64 = 0
     while !quitting || !active.isEmpty {
       var busy = reap()
-      for runner in active where runner.turn() { busy = true }
+      for entry in active where entry.turn() { busy = true }
       if !whenDrained.isEmpty { settleDrained() }
       if unsafe uring.pointee.hasUnsubmitted {
         unsafe uring.pointee.submit()
@@ -127,7 +127,7 @@ import VirtQueue
   private func sleep(_ naps: inout UInt64) {
     var arrived = false
     var polled = false
-    for runner in active {
+    for runner in active.lazy.map(\.runner) {
       if runner.park() { arrived = true }
       if runner.isEnabled, !runner.line.hasKick { polled = true }
     }
@@ -138,7 +138,7 @@ import VirtQueue
       naps += 1
       unsafe uring.pointee.submitAndWait(nanoseconds: nap)
     }
-    for runner in active { runner.unpark() }
+    for entry in active { entry.runner.unpark() }
   }
 
   /// Handles every completion that is there.
@@ -146,11 +146,12 @@ import VirtQueue
     var any = false
     while let event = unsafe uring.pointee.peek() {
       let token = Token(raw: event.token)
-      let runner = Int(token.seat) < seats.count ? seats[Int(token.seat)] : nil
-      if token.kind == .work, let runner, runner.workStem == token.stem {
-        if runner.reap() { any = true }
+      let entry = Int(token.seat) < seats.count ? seats[Int(token.seat)] : nil
+      if token.kind == .work, let entry, entry.stem == token.stem {
+        if entry.reap() { any = true }
         continue
       }
+      let runner = entry?.runner
       unsafe uring.pointee.advance()
       let isCurrent = runner.map { $0.workStem & 0xffff_ffff == token.stem & 0xffff_ffff } ?? false
       switch token.kind {
@@ -172,11 +173,11 @@ import VirtQueue
   private func settleDrained() {
     for i in whenDrained.indices.reversed() {
       let seat = whenDrained[i].seat
-      guard let runner = seats[seat], let base = runner.drainedBase else { continue }
+      guard let runner = seats[seat]?.runner, let base = runner.drainedBase else { continue }
       let done = whenDrained.remove(at: i).done
       runner.line.close()
       seats[seat] = nil
-      active.removeAll { $0 === runner }
+      active.removeAll { $0.runner === runner }
       done(base)
     }
   }
@@ -196,7 +197,8 @@ import VirtQueue
       epoch: epoch,
       counters: counters, enabled: setup.enabled, onFault: setup.onFault)
     do {
-      let runner = try maker(place)
+      let entry = try maker(place)
+      let runner = entry.runner
       do {
         try runner.line.setKick(setup.kick)
         try runner.line.setCall(setup.call, signal: false)
@@ -205,8 +207,8 @@ import VirtQueue
         runner.line.close()
         return .host(error)
       }
-      seats[Int(seat)] = runner
-      active.append(runner)
+      seats[Int(seat)] = entry
+      active.append(entry)
       runner.unpark()
       return nil
     } catch {
@@ -225,7 +227,9 @@ import VirtQueue
     Topology.runOn(node: node)
   }
 
-  func runner(_ seat: UInt16) -> (any QueueRunning)? { Int(seat) < seats.count ? seats[Int(seat)] : nil }
+  func runner(_ seat: UInt16) -> (any QueueRunning)? {
+    Int(seat) < seats.count ? seats[Int(seat)]?.runner : nil
+  }
 
   /// Takes no more chains on a seat; `done` gets the base once the last one is in the used ring.
   func drain(_ seat: UInt16, done: @escaping @Sendable (UInt32) -> Void) -> Bool {
@@ -252,7 +256,7 @@ import VirtQueue
 
   func quit() {
     quitting = true
-    for runner in active { runner.drain() }
-    for (seat, runner) in seats.enumerated() where runner != nil { whenDrained.append((seat, { _ in })) }
+    for entry in active { entry.runner.drain() }
+    for (seat, entry) in seats.enumerated() where entry != nil { whenDrained.append((seat, { _ in })) }
   }
 }
