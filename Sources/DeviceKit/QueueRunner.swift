@@ -38,6 +38,41 @@ import VirtQueue
   }
 }
 
+/// Holds a runner in one place, and answers the rare calls.
+@safe @usableFromInline
+final class RunnerBox<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: QueueRunning {
+  // SAFETY: made in `init`, released in `deinit`, used on the queue's thread only; no call on it comes back to it.
+  @usableFromInline let runner: UnsafeMutablePointer<QueueRunner<R, W>>
+  @usableFromInline let line: CallLine
+  @usableFromInline let workStem: UInt64
+
+  @usableFromInline init(ring: consuming R, worker: consuming W, place: RunnerPlace) {
+    let made = QueueRunner(ring: ring, worker: worker, place: place)
+    (line, workStem) = (made.line, made.workStem)
+    unsafe runner = .allocate(capacity: 1)
+    unsafe runner.initialize(to: made)
+  }
+
+  deinit {
+    unsafe runner.deinitialize(count: 1)
+    unsafe runner.deallocate()
+  }
+
+  @inlinable func turn() -> Bool { unsafe runner.pointee.turn() }
+  @inlinable func reap() -> Bool { unsafe runner.pointee.reap() }
+
+  @usableFromInline func deliver(_ completion: Completion) { unsafe runner.pointee.deliver(completion) }
+  @usableFromInline func park() -> Bool { unsafe runner.pointee.park() }
+  @usableFromInline func unpark() { unsafe runner.pointee.unpark() }
+  @usableFromInline func drain() { unsafe runner.pointee.drain() }
+  @usableFromInline func move(to map: GuestMemoryMap) -> Bool { unsafe runner.pointee.move(to: map) }
+  @usableFromInline var drainedBase: UInt32? { unsafe runner.pointee.drainedBase }
+  @usableFromInline var isEnabled: Bool {
+    get { unsafe runner.pointee.isEnabled }
+    set { unsafe runner.pointee.isEnabled = newValue }
+  }
+}
+
 /// A runner as its thread sees it, the two calls of every turn aside.
 @usableFromInline protocol QueueRunning: AnyObject {
   /// Handles the end of an offloaded operation.
@@ -57,8 +92,9 @@ import VirtQueue
   func move(to map: GuestMemoryMap) -> Bool
 }
 
+/// The runner itself: a value behind a pointer, not an object, whose every access would be checked for exclusivity.
 @safe @usableFromInline
-final class QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: QueueRunning {
+struct QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: ~Copyable {
   @usableFromInline var io: QueueIO<R>
   @usableFromInline var worker: W
   @usableFromInline let line: CallLine
@@ -90,7 +126,7 @@ final class QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: Qu
   }
 
   /// Lets the worker take chains, publishes, calls. True where something was done or more is waiting.
-  @inlinable func turn() -> Bool {
+  @inlinable mutating func turn() -> Bool {
     let before = io.taken
     io.byteBudget = QueueBudget.bytes
     io.wantsTurn = false
@@ -113,17 +149,17 @@ final class QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: Qu
 
   /// Breaks the queue where pages that it works in are gone: what it reads there are zeros that nobody wrote, and must not
   /// reach storage. Pages of others are no concern of it.
-  @inlinable @inline(__always) func checkMemory() {
+  @inlinable @inline(__always) mutating func checkMemory() {
     let lost = clx_shared_lost()
     if lost != lostSeen { lookIntoLoss(lost) }
   }
 
-  @usableFromInline @inline(never) func lookIntoLoss(_ lost: UInt64) {
+  @usableFromInline @inline(never) mutating func lookIntoLoss(_ lost: UInt64) {
     lostSeen = lost
     if !map.isWhole || inflight?.isWhole == false { io.ring.fail(.memoryLost) }
   }
 
-  @inlinable func publish() {
+  @inlinable mutating func publish() {
     if io.taken != countedTaken {
       counters.add(io.taken &- countedTaken, to: .chains)
       countedTaken = io.taken
@@ -140,7 +176,7 @@ final class QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: Qu
   }
 
   /// Handles the completions of this queue's I/O at the head of the completion queue; true where there were any.
-  @inlinable func reap() -> Bool {
+  @inlinable mutating func reap() -> Bool {
     var any = false
     // SAFETY: `io.uring` is the thread's ring, on its thread.
     while let event = unsafe io.uring.pointee.peek() {
@@ -156,20 +192,20 @@ final class QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: Qu
     return any
   }
 
-  @usableFromInline func deliver(_ completion: Completion) {
+  @usableFromInline mutating func deliver(_ completion: Completion) {
     io.outstanding &-= 1
     worker.completed(completion, &io)
   }
 
-  @usableFromInline func park() -> Bool {
+  @usableFromInline mutating func park() -> Bool {
     guard isEnabled || W.servesDisabled, !draining, !io.isThrottled else { return false }
     // The look itself may find that a page is gone: that wants a turn.
     return io.ring.park() || clx_shared_lost() != lostSeen
   }
 
-  @usableFromInline func unpark() { io.ring.unpark() }
+  @usableFromInline mutating func unpark() { io.ring.unpark() }
 
-  @usableFromInline func drain() {
+  @usableFromInline mutating func drain() {
     guard !draining else { return }
     draining = true
     io.isDraining = true
@@ -181,12 +217,12 @@ final class QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: Qu
     draining && io.outstanding == 0 && io.ring.liveCount == 0 ? io.ring.base : nil
   }
 
-  @usableFromInline func move(to map: GuestMemoryMap) -> Bool {
+  @usableFromInline mutating func move(to map: GuestMemoryMap) -> Bool {
     self.map = map
     return io.ring.move(to: map)
   }
 
-  @usableFromInline @inline(never) func reportFault() {
+  @usableFromInline @inline(never) mutating func reportFault() {
     faultReported = true
     counters.add(to: .faults)
     line.reportError()

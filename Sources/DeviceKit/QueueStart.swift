@@ -31,11 +31,11 @@ public struct QueueStart: ~Copyable {
     launch.makeRunner = { place throws(RingLayoutError) in
       if packed {
         let ring = try PackedRing(place.layout, map: place.map, inflight: place.inflight)
-        let runner = QueueRunner(ring: ring, worker: make(), place: place)
+        let runner = RunnerBox(ring: ring, worker: make(), place: place)
         return RunnerEntry(runner, turn: { runner.turn() }, reap: { runner.reap() })
       }
       let ring = try SplitRing(place.layout, map: place.map, inflight: place.inflight)
-      let runner = QueueRunner(ring: ring, worker: make(), place: place)
+      let runner = RunnerBox(ring: ring, worker: make(), place: place)
       return RunnerEntry(runner, turn: { runner.turn() }, reap: { runner.reap() })
     }
   }

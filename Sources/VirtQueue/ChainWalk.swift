@@ -68,11 +68,7 @@ extension SlotTable {
       unsafe walk.count &+= 1
       return nil
     }
-    // Through a copy: a walk whose address is known to others would not be kept in registers.
-    var spilled = unsafe walk
-    let fault = unsafe appendPieces(address, length, &spilled, to: slot)
-    unsafe walk = unsafe spilled
-    return fault
+    return unsafe appendPieces(address, length, &walk, to: slot)
   }
 
   /// A buffer anywhere: over several regions it becomes several segments; bytes that are in none become one hole. An
@@ -115,23 +111,10 @@ extension SlotTable {
     return nil
   }
 
-  /// As `appendTable`, for a walk in registers.
-  @inlinable @inline(__always)
-  mutating func appendIndirect(
-    table address: UInt64, byteCount: UInt32, alreadySeen: UInt32, sequential: Bool, _ walk: inout Walk,
-    to slot: UnsafeMutablePointer<Slot>
-  ) -> QueueFault? {
-    var spilled = unsafe walk
-    let fault = unsafe appendTable(
-      at: address, byteCount: byteCount, alreadySeen: alreadySeen, sequential: sequential, &spilled, to: slot)
-    unsafe walk = unsafe spilled
-    return fault
-  }
-
   /// Walks an indirect table: by `next` (split) or in order (packed, whose entries' NEXT means nothing).
   @usableFromInline @inline(never)
-  mutating func appendTable(
-    at address: UInt64, byteCount: UInt32, alreadySeen: UInt32, sequential: Bool, _ walk: inout Walk,
+  mutating func appendIndirect(
+    table address: UInt64, byteCount: UInt32, alreadySeen: UInt32, sequential: Bool, _ walk: inout Walk,
     to slot: UnsafeMutablePointer<Slot>
   ) -> QueueFault? {
     guard byteCount > 0, byteCount % 16 == 0 else { return .indirectLength(byteCount) }

@@ -132,7 +132,16 @@ import CLinux
   @inlinable @inline(__always)
   public mutating func next() -> Chain? {
     guard !broken, table.hasRoom else { return nil }
-    if hasUnfinished { return nextUnfinished() }
+    if logs { return nextLogged() }
+    return nextFromRing(logged: false)
+  }
+
+  /// The same with an inflight log: what it is left with first, then the ring.
+  @usableFromInline @inline(never)
+  mutating func nextLogged() -> Chain? { hasUnfinished ? nextUnfinished() : nextFromRing(logged: true) }
+
+  @inlinable @inline(__always)
+  mutating func nextFromRing(logged: Bool) -> Chain? {
     let first = word(at: nextAvailable.index)
     guard first.isAvailable(nextAvailable.wrap) else { return nil }
     // The last descriptor names the chain, but drivers put the name into the first as well: where that slot is free the
@@ -140,21 +149,20 @@ import CLinux
     let guess = first.id
     let isFree = guess < size ? unsafe table.slots[Int(guess)].state == .free : false
     let slot = unsafe isFree ? table.slots + Int(guess) : table.scratch
-    var position = nextAvailable
     var last = first
-    if logs { inflight.begin() }
-    if let fault = unsafe walk(first, from: &position, last: &last, into: slot)
+    if logged { inflight.begin() }
+    if let fault = unsafe walk(first, last: &last, logged: logged, into: slot)
       ?? refusal(of: last.id, in: slot)
     {
-      if logs { inflight.abandon() }
+      if logged { inflight.abandon() }
       unsafe table.close(slot)
       fail(fault)
       return nil
     }
-    if logs { inflight.finish(id: last.id) }
+    if logged { inflight.finish(id: last.id) }
     let own = unsafe table.slots + Int(last.id)
     if unsafe own != slot { unsafe table.settle(slot, into: own) }
-    nextAvailable = position
+    nextAvailable.advance(by: unsafe own.pointee.descriptorCount, size: size)
     return unsafe Chain(head: last.id, slot: own)
   }
 
@@ -221,29 +229,30 @@ import CLinux
       address, word.length, writable: word.flags & DescriptorFlag.write != 0, &walk, to: slot)
   }
 
-  /// Walks the list that starts with `first`; leaves `position` after its last descriptor.
+  /// Walks the list that starts with `first` at the next available position.
   @inlinable @inline(__always)
   mutating func walk(
-    _ first: PackedWord, from position: inout PackedPosition, last: inout PackedWord,
-    into slot: UnsafeMutablePointer<Slot>
+    _ first: PackedWord, last: inout PackedWord, logged: Bool, into slot: UnsafeMutablePointer<Slot>
   ) -> QueueFault? {
     var walk = unsafe table.open(slot)
     var word = first
     var seen: UInt16 = 0
+    var index = nextAvailable.index
     while true {
-      // SAFETY: position.index < size.
-      let address = unsafe clx_load_relaxed_u64(descriptors + 16 * Int(position.index))
+      // SAFETY: index < size.
+      let address = unsafe clx_load_relaxed_u64(descriptors + 16 * Int(index))
       seen &+= 1
-      position.advance(by: 1, size: size)
+      index &+= 1
+      if index == size { index = 0 }
       last = word
       let isLast = word.flags & DescriptorFlag.next == 0
-      if logs, !inflight.add(address, word, isLast: isLast) { return .chainTooLong(limit: UInt32(size)) }
+      if logged, !inflight.add(address, word, isLast: isLast) { return .chainTooLong(limit: UInt32(size)) }
       if let fault = unsafe append(address, word, isAlone: seen == 1, &walk, to: slot) {
         return fault
       }
       if isLast { return unsafe table.give(slot, walk, descriptors: seen) }
       if seen >= size { return .chainTooLong(limit: UInt32(size)) }
-      word = self.word(at: position.index)
+      word = self.word(at: index)
     }
   }
 

@@ -115,9 +115,18 @@ import CLinux
 
   @inlinable @inline(__always)
   public mutating func next() -> Chain? {
-    if hasUnfinished { return nextUnfinished() }
-    if nextAvailable == seenAvailable, !look() { return nil }
     guard !broken, table.hasRoom else { return nil }
+    if logs { return nextLogged() }
+    return nextFromRing(logged: false)
+  }
+
+  /// The same with an inflight log: what it is left with first, then the ring.
+  @usableFromInline @inline(never)
+  mutating func nextLogged() -> Chain? { hasUnfinished ? nextUnfinished() : nextFromRing(logged: true) }
+
+  @inlinable @inline(__always)
+  mutating func nextFromRing(logged: Bool) -> Chain? {
+    if nextAvailable == seenAvailable, !look() { return nil }
     // SAFETY: the masked index is below `size`, and the area holds that many entries. The acquire in `look` orders this
     // and every later read of the chain after the driver's publication.
     let head = unsafe clx_load_relaxed_u16(available + 4 + 2 * Int(nextAvailable & mask))
@@ -136,7 +145,7 @@ import CLinux
       return nil
     }
     nextAvailable &+= 1
-    if logs { inflight.take(head) }
+    if logged { inflight.take(head) }
     return unsafe Chain(head: head, slot: slot)
   }
 
