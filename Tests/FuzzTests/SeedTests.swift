@@ -36,7 +36,7 @@ struct SeedTests {
     let all = try seeds(of: name)
     var maker = InputMaker(seed: 0xf022)
     // Sessions and disks have threads to talk to: fewer of them.
-    let rounds = ["session", "block"].contains(name) ? 300 : 3000
+    let rounds = ["session", "block", "net"].contains(name) ? 100 : 2000
     for round in 0..<rounds {
       let seed = round % 2 == 0 || all.isEmpty ? nil : all[round / 2 % all.count].bytes
       let input = maker.input(longest: target.longest, from: seed)
