@@ -31,6 +31,8 @@ public enum Request: UInt32, CaseIterable, Sendable {
   case getMaxMemorySlots = 36
   case addMemoryRegion = 37
   case removeMemoryRegion = 38
+  case setStatus = 39
+  case getStatus = 40
 }
 
 /// The 12 bytes before every payload: {u32 request, u32 flags, u32 size}.
@@ -118,4 +120,5 @@ public struct ProtocolFeatures: OptionSet, Sendable, Hashable {
   public static let inflight = ProtocolFeatures(rawValue: 1 << 12)
   public static let resetDevice = ProtocolFeatures(rawValue: 1 << 13)
   public static let memorySlots = ProtocolFeatures(rawValue: 1 << 15)
+  public static let status = ProtocolFeatures(rawValue: 1 << 16)
 }

@@ -96,6 +96,8 @@ package struct MessageRule {
     MessageRule(.getMaxMemorySlots, reply: .own, needs: .memorySlots),
     MessageRule(.addMemoryRegion, .exactly(40), .one, needs: .memorySlots),
     MessageRule(.removeMemoryRegion, .exactly(40), .closed, needs: .memorySlots),
+    MessageRule(.setStatus, .exactly(8), needs: .status),
+    MessageRule(.getStatus, reply: .own, needs: .status),
   ]
 
   package static let byRequest: [UInt32: MessageRule] = Dictionary(

@@ -21,15 +21,20 @@ public final class VhostUserServer: Sendable {
   private let endpoint: Endpoint
   private let log: Logger
   private let limiter: LogLimiter
+  private let offersStatus: Bool
   private let stop: EventFD
   private let ended: EventFD
   private let opening = Reply<Void>()
   private let done = Reply<Void>()
   private let channel = BackendChannel()
 
-  /// Nothing is served before `start`. The queue threads of `host` must have been started by then.
-  public init(host: DeviceHost, endpoint: consuming Endpoint, log: Logger) throws(HostError) {
+  /// Nothing is served before `start`. The queue threads of `host` must have been started by then. `offersStatus`: front-ends
+  /// may set the device status (VHOST_USER_PROTOCOL_F_STATUS).
+  public init(
+    host: DeviceHost, endpoint: consuming Endpoint, log: Logger, offersStatus: Bool = false
+  ) throws(HostError) {
     self.host = host
+    self.offersStatus = offersStatus
     self.log = log
     limiter = LogLimiter(log)
     do throws(HostError) {
@@ -135,7 +140,8 @@ public final class VhostUserServer: Sendable {
   private func serve(_ stream: consuming UnixStream) {
     limiter.info("a front-end has connected")
     let session = Session(
-      host: host, stream: stream, stop: stop.raw, channel: channel, log: log, limiter: limiter)
+      host: host, stream: stream, stop: stop.raw, channel: channel, log: log, limiter: limiter,
+      offersStatus: offersStatus)
     switch session.run() {
     case .peerClosed: limiter.info("the front-end has left")
     case .stopped: limiter.info("the session was stopped")

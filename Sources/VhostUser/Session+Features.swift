@@ -63,6 +63,14 @@ extension Session {
     return .done
   }
 
+  /// Noted for GET_STATUS. Zero is a reset of the device, and yet changes no ring: QEMU 7.2 sends it before it asks the rings
+  /// where they stand.
+  func setStatus(_ value: UInt64) -> Handling {
+    guard let value = UInt8(exactly: value) else { return .refused("status 0x\(String(value, radix: 16))") }
+    status = value
+    return .done
+  }
+
   /// Our way to the front-end; a new one replaces the old.
   func setBackendChannel(_ descriptor: consuming OwnedFD?) -> Handling {
     guard let descriptor else { return .refused("a back-end channel without its descriptor") }

@@ -40,6 +40,8 @@ final class Session {
   var acknowledged: FeatureSet = []
   let offeredProtocol: ProtocolFeatures
   var negotiatedProtocol: ProtocolFeatures = []
+  /// The device status as the front-end set it; told back, and nothing more.
+  var status: UInt8 = 0
   var memory = MemoryTable()
   var map: GuestMemoryMap?
   var inflight: InflightRegion?
@@ -50,7 +52,7 @@ final class Session {
   /// `stop` is a descriptor whose readability ends the session.
   init(
     host: DeviceHost, stream: consuming UnixStream, stop: Int32, channel: BackendChannel, log: Logger,
-    limiter: LogLimiter
+    limiter: LogLimiter, offersStatus: Bool = false
   ) {
     self.host = host
     self.stream = stream
@@ -59,7 +61,8 @@ final class Session {
     self.log = log
     self.limiter = limiter
     offered = host.device.features.union(Self.transportFeatures)
-    offeredProtocol = Self.protocolFeatures(of: host.device)
+    let usual = Self.protocolFeatures(of: host.device)
+    offeredProtocol = offersStatus ? usual.union(.status) : usual
     rings = (0..<host.queueLimit).map { _ in Vring() }
   }
 
@@ -182,6 +185,8 @@ final class Session {
     case .getMaxMemorySlots: .answer(PayloadWriter.u64(UInt64(MemoryTable.slotLimit)))
     case .addMemoryRegion: addRegion(&reader, descriptors.takeFirst())
     case .removeMemoryRegion: removeRegion(&reader)
+    case .setStatus: setStatus(reader.u64())
+    case .getStatus: .answer(PayloadWriter.u64(UInt64(status)))
     case .setLogBase, .setLogFD: .refused("\(request) is not served")
     }
   }

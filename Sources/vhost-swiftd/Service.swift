@@ -36,7 +36,8 @@ final class Service {
     do {
       threads = try Self.makeThreads(options, device)
       host = try DeviceHost(device: device, threads: threads)
-      server = try VhostUserServer(host: host, endpoint: try Self.endpoint(options), log: log)
+      server = try VhostUserServer(
+        host: host, endpoint: try Self.endpoint(options), log: log, offersStatus: options.vhostStatus)
     } catch let error as HostError {
       throw Failure.run("\(error)")
     }

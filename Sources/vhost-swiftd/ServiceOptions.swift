@@ -60,6 +60,9 @@ struct ServiceOptions: ParsableArguments {
       "How threads wait: sleep at once, spin a little first, or never sleep.", valueName: "mode"))
   var poll = PollMode.adaptive
 
+  @Flag(help: "Offer the device status (VHOST_USER_PROTOCOL_F_STATUS); QEMU 7.2 does without.")
+  var vhostStatus = false
+
   @Option(
     help: ArgumentHelp(
       "At SIGTERM, how long to wait for requests under way, in seconds. (default: 10)", valueName: "seconds"))
