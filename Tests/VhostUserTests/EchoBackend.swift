@@ -109,6 +109,23 @@ final class EchoBackend {
     return queue
   }
 
+  /// One more ring on a connection that has memory, or one that was stopped anew; it runs.
+  func ring(
+    _ front: FrontendConnection, _ arena: GuestArena, _ index: UInt32, size: UInt16 = 64, packed: Bool = false
+  ) throws -> QueueDriver {
+    let queue = try QueueDriver(
+      index: index, DriverRingOptions(size: size, eventIndex: true, indirectCapacity: 8), packed: packed,
+      in: arena)
+    #expect(try front.setVringNum(index, UInt32(size)) == .ok)
+    #expect(try front.setVringBase(index, queue.ring.base) == .ok)
+    #expect(try front.setVringAddr(queue.address(in: arena)) == .ok)
+    #expect(try front.setVringCall(index, queue.call) == .ok)
+    #expect(try front.setVringErr(index, queue.error) == .ok)
+    #expect(try front.setVringKick(index, queue.kick) == .ok)
+    #expect(try front.setVringEnable(index, true) == .ok)
+    return queue
+  }
+
   static func echoes(_ arena: GuestArena, _ queue: QueueDriver, _ byte: UInt8 = 0x5a) throws {
     let from = try arena.allocate(1)
     let to = try arena.allocate(4)
