@@ -17,15 +17,23 @@ final class HeldDisk: Sendable {
   static let pathInChild = "/proc/self/fd/3"
   private let server: Server
 
-  /// `cached`: through the page cache, as most files; else every request comes here, and who makes it waits for it, in
-  /// io_uring's submission too.
-  init(bytes: Int, cached: Bool = false) throws {
+  /// How requests come here.
+  enum Way {
+    /// Each, and who makes it waits for it, in io_uring's submission too.
+    case direct
+    /// Through the page cache, as with most files.
+    case cached
+    /// Those of an O_DIRECT descriptor each, and nobody waits: as a block device has them.
+    case asynchronous
+  }
+
+  init(bytes: Int, way: Way = .direct) throws {
     let folder = try TemporaryFolder()
     let path = folder.file("held")
     try Data().write(to: URL(fileURLWithPath: path))
     let device = open("/dev/fuse", O_RDWR | O_CLOEXEC)
     guard device >= 0 else { throw HarnessError("/dev/fuse: \(String(cString: strerror(errno)))") }
-    let server = Server(device: device, bytes: bytes, cached: cached)
+    let server = Server(device: device, bytes: bytes, way: way)
     self.server = server
     let options = "fd=\(device),rootmode=100600,user_id=\(getuid()),group_id=\(getgid()),allow_other"
     guard mount("held", path, "fuse", UInt(MS_NOSUID | MS_NODEV), options) == 0 else {
@@ -49,6 +57,12 @@ final class HeldDisk: Sendable {
   /// From now on keeps every read and write that touches these bytes, and flushes where asked to.
   func hold(_ bytes: Range<UInt64>, flushes: Bool = false) { server.hold(bytes, flushes: flushes) }
 
+  /// From now on every read and write that touches these bytes fails with EIO.
+  func fail(_ bytes: Range<UInt64>) { server.fail(bytes) }
+
+  /// Answers what is kept, as done or as failed and not done, and goes on keeping what comes.
+  func settle(doing: Bool) { server.settle(doing: doing) }
+
   /// Answers what is kept, and keeps nothing more.
   func release() { server.release() }
 
@@ -60,6 +74,9 @@ final class HeldDisk: Sendable {
   }
 
   var held: Int { server.held }
+
+  /// What it holds, without asking the kernel: that would wait for what is kept.
+  func bytes(at offset: Int, count: Int) -> [UInt8] { server.bytes(at: offset, count: count) }
 }
 
 // SAFETY (Sendable): everything that changes is behind `condition`; `device` is a number.
@@ -76,13 +93,17 @@ private final class Server: @unchecked Sendable {
   private var kept: [Request] = []
   private var region: Range<UInt64> = 0..<0
   private var keepsFlushes = false
+  private var broken: Range<UInt64> = 0..<0
   private let uid = getuid()
   /// FOPEN_DIRECT_IO and FOPEN_PARALLEL_DIRECT_WRITES, or nothing.
   private let openFlags: UInt32
+  /// FUSE_ASYNC_DIO, or nothing.
+  private let wayFlags: UInt32
 
-  init(device: Int32, bytes: Int, cached: Bool) {
+  init(device: Int32, bytes: Int, way: HeldDisk.Way) {
     self.device = device
-    openFlags = cached ? 0 : 1 | 1 << 6
+    openFlags = way == .direct ? 1 | 1 << 6 : 0
+    wayFlags = way == .asynchronous ? 1 << 15 : 0
     content = [UInt8](repeating: 0, count: bytes)
   }
 
@@ -95,11 +116,23 @@ private final class Server: @unchecked Sendable {
     }
   }
 
+  func fail(_ bytes: Range<UInt64>) { condition.withLock { broken = bytes } }
+
   func release() {
     condition.withLock {
       region = 0..<0
       keepsFlushes = false
       for request in kept { answer(request) }
+      kept = []
+      condition.broadcast()
+    }
+  }
+
+  func settle(doing: Bool) {
+    condition.withLock {
+      for request in kept {
+        if doing { answer(request) } else { reply(request, error: EIO) }
+      }
       kept = []
       condition.broadcast()
     }
@@ -113,6 +146,10 @@ private final class Server: @unchecked Sendable {
   }
 
   var held: Int { condition.withLock { kept.count } }
+
+  func bytes(at offset: Int, count: Int) -> [UInt8] {
+    condition.withLock { Array(content[offset..<offset + count]) }
+  }
 
   // MARK: The kernel's side
 
@@ -140,7 +177,9 @@ private final class Server: @unchecked Sendable {
     case 15, 16:
       let start: UInt64 = number(request.body, 8)
       let size: UInt32 = number(request.body, 16)
-      if region.overlaps(start..<start + UInt64(size)) { keep(request) } else { answer(request) }
+      let bytes = start..<start + UInt64(size)
+      if broken.overlaps(bytes) { return reply(request, error: EIO) }
+      if region.overlaps(bytes) { keep(request) } else { answer(request) }
     case 20: if keepsFlushes { keep(request) } else { answer(request) }
     default: answer(request)
     }
@@ -173,7 +212,8 @@ private final class Server: @unchecked Sendable {
 
   /// 7.31, no flags but ASYNC_READ, BIG_WRITES and MAX_PAGES: 256 KiB at once.
   private var initialisation: [UInt8] {
-    words(UInt32(7), 31, 0, 1 << 0 | 1 << 5 | 1 << 22) + words(UInt16(64), 48) + words(UInt32(256 << 10), 1)
+    words(UInt32(7), 31, 0, 1 << 0 | 1 << 5 | 1 << 22 | wayFlags) + words(UInt16(64), 48)
+      + words(UInt32(256 << 10), 1)
       + words(UInt16(64), 0) + [UInt8](repeating: 0, count: 32)
   }
 

@@ -68,7 +68,9 @@ struct LifeTests {
     }
   }
 
-  @Test("Front-ends that connect while it ends see their connection closed or refused, and never wait for it")
+  @Test(
+    "LC17 Front-ends that connect while it ends see their connection closed or refused, and never wait for it"
+  )
   func race() throws {
     for round in 0..<10 {
       let daemon = try Daemon.disk()
@@ -120,7 +122,50 @@ struct LifeTests {
     try daemon.stop()
   }
 
-  @Test("Stopped and continued, it goes on where it was, with requests that came meanwhile")
+  @Test("BK16 With 64 queues a ring beyond is refused, and the last one works")
+  func lastQueue() throws {
+    let daemon = try Daemon.disk()
+    let driver = try daemon.connect {
+      $0.driver.queues = 64
+      $0.driver.queueSize = 16
+      $0.dataBytes = 512
+      $0.depth = 1
+    }
+    for ring in [64, 127] as [UInt32] {
+      #expect(try driver.connection.setVringKick(ring, Doorbell()).isNack)
+      #expect(try driver.connection.setVringNum(ring, 16).isNack)
+      #expect(try driver.connection.setVringEnable(ring, true).isNack)
+    }
+    try driver.write(sector: 3, [UInt8](repeating: 3, count: 512), queue: 63)
+    #expect(try driver.read(sector: 3, bytes: 512, queue: 0) == [UInt8](repeating: 3, count: 512))
+    try daemon.stop()
+  }
+
+  @Test(
+    "With --vhost-status the status is told back, and setting it to 0 forgets no ring's place",
+    arguments: [false, true])
+  func status(packed: Bool) throws {
+    let daemon = try Daemon.disk(["--vhost-status"])
+    let driver = try daemon.connect {
+      $0.driver.packed = packed
+      $0.driver.habit = .qemu72
+    }
+    #expect(driver.device.protocolFeatures & ProtocolBits.status != 0)
+    #expect(try driver.connection.getStatus() == 0xf)
+    for round in 0..<5 {
+      let data = [UInt8](repeating: UInt8(round + 1), count: 512)
+      try driver.write(sector: 9, data)
+      // As QEMU 7.2 stops: status 0 first, then the rings are asked where they stand.
+      let bases = try driver.stop()
+      #expect(bases[0] & 0x7fff == UInt32(2 * round + 1) || packed)
+      #expect(try driver.connection.getStatus() == 0)
+      try driver.resume()
+      #expect(try driver.read(sector: 9, bytes: 512) == data)
+    }
+    try daemon.stop()
+  }
+
+  @Test("LC11 Stopped and continued, it goes on where it was, with requests that came meanwhile")
   func stopAndContinue() throws {
     let daemon = try Daemon.disk()
     let driver = try daemon.connect()

@@ -77,6 +77,9 @@ struct ProcessFacts {
     return (0...open.count).first { !open.contains($0) } ?? open.count
   }
 
+  /// How many mappings it has.
+  var mappings: Int { text("maps").split(separator: "\n").count }
+
   /// Mappings that may be executed: address range, permissions, file. The kernel gives the list in pieces, between which
   /// a mapping that comes or goes can hide another: all that several looks saw.
   var executableMappings: Set<String> {

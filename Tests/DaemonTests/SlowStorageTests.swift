@@ -30,7 +30,7 @@ struct SlowStorageTests {
 
   @Test("Two queues on one thread: one goes on while the other's read stalls behind the page cache")
   func oneThread() throws {
-    try progress(HeldDisk(bytes: 8 << 20, cached: true), threads: 1, stalled: .read(sector: 0, bytes: 4096))
+    try progress(HeldDisk(bytes: 8 << 20, way: .cached), threads: 1, stalled: .read(sector: 0, bytes: 4096))
   }
 
   private func progress(_ disk: HeldDisk, threads: Int, stalled: DiskRequest) throws {
@@ -67,7 +67,32 @@ struct SlowStorageTests {
     try daemon.stop()
   }
 
-  @Test("SIGTERM takes no new request, finishes those under way, and ends with 0")
+  @Test("BK12 an error of the storage on one sector fails the requests that touch it, and no other")
+  func badSector() throws {
+    let disk = try HeldDisk(bytes: 8 << 20)
+    let daemon = try serve(disk, ["--num-queues", "2"])
+    let driver = try daemon.connect { $0.driver.queues = 2 }
+    let data = [UInt8](repeating: 5, count: 16384)
+    try driver.write(sector: 0, data)
+    disk.fail(4096..<4608)
+    for framing in [Framing.classic, .dataPieces(4), .dataPieces(4).indirect] {
+      for queue in 0..<2 {
+        let bad = try driver.queues[queue].submit(.read(sector: 0, bytes: 16384), framing)
+        let worse = try driver.queues[queue].submit(
+          .write(sector: 8, [UInt8](repeating: 6, count: 512)), framing)
+        let good = try driver.queues[queue].submit(.read(sector: 16, bytes: 4096), framing)
+        #expect(try driver.queues[queue].wait(for: bad).status == DiskRequest.ioError)
+        #expect(try driver.queues[queue].wait(for: worse).status == DiskRequest.ioError)
+        let result = try driver.queues[queue].wait(for: good)
+        #expect(result.status == DiskRequest.ok && result.input == Array(data[..<4096]))
+      }
+    }
+    disk.fail(0..<0)
+    #expect(try driver.read(sector: 0, bytes: 16384) == data)
+    try daemon.stop()
+  }
+
+  @Test("LC10 SIGTERM takes no new request, finishes those under way, and ends with 0")
   func drains() throws {
     let disk = try HeldDisk(bytes: 8 << 20)
     let daemon = try serve(disk, ["--num-queues", "2", "--threads", "2"])
@@ -93,7 +118,7 @@ struct SlowStorageTests {
     #expect(try driver.queues[1].pollResult() == nil, "what came after the signal is the next process's")
   }
 
-  @Test("--drain-timeout ends the wait for storage, with 0 and without the socket")
+  @Test("LC10 --drain-timeout ends the wait for storage, with 0 and without the socket")
   func timeout() throws {
     let disk = try HeldDisk(bytes: 8 << 20)
     let daemon = try serve(disk, ["--drain-timeout", "0.5", "--stats", "{folder}/stats"])
@@ -112,7 +137,7 @@ struct SlowStorageTests {
     #expect(stats.contains(#""reads":1"#), "\(stats)")
   }
 
-  @Test("A second SIGTERM ends it at once, with 0 and without the socket")
+  @Test("LC10 A second SIGTERM ends it at once, with 0 and without the socket")
   func secondSignal() throws {
     let disk = try HeldDisk(bytes: 8 << 20)
     let daemon = try serve(disk, ["--drain-timeout", "600"])
@@ -131,7 +156,8 @@ struct SlowStorageTests {
   }
 
   @Test(
-    "A front-end that goes with requests under way holds up the next one only until their storage answers")
+    "SP32 A front-end that goes with requests under way holds up the next one only until their storage answers"
+  )
   func nextFrontend() throws {
     let disk = try HeldDisk(bytes: 8 << 20)
     let daemon = try serve(disk)

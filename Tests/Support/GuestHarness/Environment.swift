@@ -9,6 +9,9 @@ public enum Environment {
     ProcessInfo.processInfo.environment[name].flatMap { $0.isEmpty ? nil : $0 }
   }
 
+  /// How often a test that endures does its round: `usual` in the suite, `$VHOST_SWIFTD_ROUNDS` under scripts/endure.
+  public static func rounds(_ usual: Int) -> Int { value("VHOST_SWIFTD_ROUNDS").flatMap { Int($0) } ?? usual }
+
   /// The repository's folder, above this source file.
   public static let repository: String = {
     var folder = URL(fileURLWithPath: #filePath)
