@@ -125,7 +125,8 @@ let package = Package(
       name: "DaemonTests", dependencies: ["VhostFrontend", "GuestHarness"],
       swiftSettings: relaxed),
     .testTarget(
-      name: "GuestTests", dependencies: ["GuestHarness", "TestSupport"], swiftSettings: relaxed),
+      name: "GuestTests", dependencies: ["GuestHarness", "TestSupport", "VhostFrontend"],
+      swiftSettings: relaxed),
     .target(
       name: "FuzzTargets",
       dependencies: [

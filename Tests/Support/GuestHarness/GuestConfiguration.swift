@@ -4,6 +4,8 @@
 public struct GuestConfiguration {
   public var processors = 2
   public var memoryMiB = 512
+  /// Room for memory that is plugged in later.
+  public var pluggableMiB = 0
   /// Added to the kernel's command line.
   public var kernelArguments: [String] = []
   /// Instead of the usual initramfs: see `GuestImage.adding`.
@@ -38,7 +40,8 @@ public struct GuestConfiguration {
     return [
       "-accel", accelerator, "-cpu", accelerator == "kvm" ? "host" : "qemu64", "-smp", "\(processors)",
       "-object", "memory-backend-memfd,id=memory,size=\(memoryMiB)M,share=on",
-      "-machine", "pc,memory-backend=memory", "-m", "\(memoryMiB)M",
+      "-machine", "pc,memory-backend=memory",
+      "-m", "\(memoryMiB)M" + (pluggableMiB > 0 ? ",slots=4,maxmem=\(memoryMiB + pluggableMiB)M" : ""),
       "-nodefaults", "-no-user-config", "-display", "none",
       // SeaBIOS would drive the disks before the kernel does.
       "-bios", "qboot.rom", "-kernel", try Environment.guestKernel(),
