@@ -266,7 +266,7 @@ import VirtQueue
         ? unsafe clx_preadv2(raw, request.data.first, count, place, 0)
         : unsafe clx_pwritev2(
           raw, request.data.first, count, place, device.mustBeDurable ? Int32(CLX_RWF_DSYNC) : 0)
-      switch judge(moved < 0 ? -errno : Int32(clamping: moved), &request, &q) {
+      switch judge(moved < 0 ? -errno : Int32(clamping: moved), &request, chain, &q) {
       case .finished: finish(chain, request.kind, request.total, at: request.status, &q)
       case .failed: end(chain, .ioError, at: request.status, &q)
       case .waiting: wait(chain, request, &q)
@@ -302,7 +302,7 @@ import VirtQueue
   private enum Verdict { case finished, more, waiting, failed }
 
   private func judge<R: VirtRing & ~Copyable>(
-    _ result: Int32, _ request: inout BlockRequest, _ q: inout QueueIO<R>
+    _ result: Int32, _ request: inout BlockRequest, _ chain: borrowing Chain, _ q: inout QueueIO<R>
   ) -> Verdict {
     if result == -EINTR || result == -EAGAIN, request.retries < Self.retryLimit {
       request.retries += 1
@@ -316,6 +316,7 @@ import VirtQueue
     }
     let moved = UInt32(result)
     if moved == request.left { return .finished }
+    if request.kind == .read { q.noteWritten(chain) }
     request.data.dropFirst(Int(moved))
     request.offset &+= UInt64(moved)
     request.left &-= moved
@@ -352,7 +353,7 @@ import VirtQueue
       return
     default: break
     }
-    switch judge(completion.result, &request, &q) {
+    switch judge(completion.result, &request, chain, &q) {
     case .finished: finish(chain, request.kind, request.total, at: request.status, &q)
     case .failed: end(chain, .ioError, at: request.status, &q)
     case .waiting: wait(chain, request, &q)
@@ -388,8 +389,9 @@ import VirtQueue
     }
     // SAFETY: a byte of guest memory that the chain lets us write.
     unsafe clx_store_relaxed_u8(place.byte, status.rawValue)
+    // Its segments no longer have the status byte, and a read that failed may have written some of them.
     let honest: UInt32 = chain.writable.byteCount == 1 ? 1 : 0
-    q.complete(chain, written: written ?? honest)
+    unsafe q.complete(chain, written: written ?? honest, touching: place.byte)
   }
 }
 

@@ -23,6 +23,8 @@ public struct QueueSetup: Sendable {
   public var map: GuestMemoryMap
   /// Where the ring notes what it has taken, and where an earlier process may have noted it; nil: nowhere.
   public var inflight: InflightArea?
+  /// Where its writes to guest memory are noted; nil: nowhere.
+  public var log: QueueLog?
   public var enabled: Bool
   /// Descriptors stay the caller's; the queue thread takes references of its own. Nil: a ring that is polled, a driver
   /// that polls.
@@ -35,13 +37,14 @@ public struct QueueSetup: Sendable {
 
   public init(
     layout: RingLayout, features: FeatureSet, map: GuestMemoryMap, inflight: InflightArea? = nil,
-    enabled: Bool,
-    kick: Int32?, call: Int32?, error: Int32? = nil, onFault: @escaping @Sendable (QueueFault) -> Void
+    log: QueueLog? = nil, enabled: Bool, kick: Int32?, call: Int32?, error: Int32? = nil,
+    onFault: @escaping @Sendable (QueueFault) -> Void
   ) {
     self.layout = layout
     self.features = features
     self.map = map
     self.inflight = inflight
+    self.log = log
     self.enabled = enabled
     self.kick = kick
     self.call = call
@@ -194,6 +197,10 @@ public final class DeviceHost: Sendable {
   public func move(_ indices: [Int], to map: GuestMemoryMap) -> [Int] {
     indices.filter { onRunner($0) { $0.move(to: map) } == false }
   }
+
+  /// Has a running queue note its writes to guest memory there; nil: nowhere. When this returns it notes nothing more in
+  /// the log it had before.
+  public func setLog(_ index: Int, _ log: QueueLog?) { onRunner(index) { $0.setLog(log) } }
 
   @discardableResult
   private func onRunner<Value: Sendable>(

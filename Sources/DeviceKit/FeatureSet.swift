@@ -7,6 +7,9 @@ public struct FeatureSet: OptionSet, Sendable, Hashable, CustomStringConvertible
   /// The set of one bit, by its number in the specification; numbers from 64 on give the empty set.
   public init(bit: UInt8) { rawValue = bit < 64 ? 1 << UInt64(bit) : 0 }
 
+  /// VHOST_F_LOG_ALL: not a driver's, but the front-end's wish that writes to guest memory be noted.
+  public static let logAll = FeatureSet(bit: 26)
+
   // Device-independent bits (virtio 1.3 §6).
   public static let indirectDescriptors = FeatureSet(bit: 28)
   public static let eventIndex = FeatureSet(bit: 29)

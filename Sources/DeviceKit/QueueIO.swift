@@ -57,8 +57,31 @@ import VirtQueue
   /// Gives a chain back. `written`: bytes written from the start of its writable part (virtio 1.3 §2.7.8.2).
   @inlinable @inline(__always)
   public mutating func complete(_ chain: consuming Chain, written: UInt32) {
+    if ring.marksBuffers { ring.mark(chain, bytes: written) }
     ring.complete(chain, written: written)
     given &+= 1
+  }
+
+  /// As `complete`, where `written` does not tell what was: everything that is still among the chain's writable segments
+  /// may have been, and `byte`, in the memory that the chain gave, which may be in none of them any more. A migration has
+  /// to know (`noteWritten`).
+  @unsafe @inlinable @inline(__always)
+  public mutating func complete(
+    _ chain: consuming Chain, written: UInt32, touching byte: UnsafeMutableRawPointer
+  ) {
+    if ring.marksBuffers {
+      ring.mark(chain, bytes: chain.writable.byteCount)
+      unsafe ring.mark(chain, byte: byte)
+    }
+    ring.complete(chain, written: written)
+    given &+= 1
+  }
+
+  /// What a chain's writable segments name may have been written, and they are about to be cut: a device that changes its
+  /// chain's segments says so before.
+  @inlinable
+  public mutating func noteWritten(_ chain: borrowing Chain) {
+    if ring.marksBuffers { ring.mark(chain, bytes: chain.writable.byteCount) }
   }
 
   /// The chain held under `head`; nil where none is.

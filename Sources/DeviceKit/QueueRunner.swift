@@ -12,6 +12,7 @@ import VirtQueue
   @usableFromInline let layout: RingLayout
   @usableFromInline let map: GuestMemoryMap
   @usableFromInline let inflight: InflightArea?
+  let log: QueueLog?
   let tools: ThreadTools
   let seat: UInt16
   let epoch: UInt16
@@ -66,6 +67,7 @@ final class RunnerBox<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: Queu
   @usableFromInline func unpark() { unsafe runner.pointee.unpark() }
   @usableFromInline func drain() { unsafe runner.pointee.drain() }
   @usableFromInline func move(to map: GuestMemoryMap) -> Bool { unsafe runner.pointee.move(to: map) }
+  @usableFromInline func setLog(_ log: QueueLog?) { unsafe runner.pointee.setLog(log) }
   @usableFromInline var drainedBase: UInt32? { unsafe runner.pointee.drainedBase }
   @usableFromInline var isEnabled: Bool {
     get { unsafe runner.pointee.isEnabled }
@@ -90,6 +92,8 @@ final class RunnerBox<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: Queu
   /// Where to resume, once the last chain is back in the used ring; nil until then.
   var drainedBase: UInt32? { get }
   func move(to map: GuestMemoryMap) -> Bool
+  /// Where writes to guest memory are noted from now on.
+  func setLog(_ log: QueueLog?)
 }
 
 /// The runner itself: a value behind a pointer, not an object, whose every access would be checked for exclusivity.
@@ -123,6 +127,7 @@ struct QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: ~Copyab
     isEnabled = place.enabled
     map = place.map
     inflight = place.inflight
+    io.ring.setLog(place.log)
   }
 
   /// Lets the worker take chains, publishes, calls. True where something was done or more is waiting.
@@ -221,6 +226,8 @@ struct QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: ~Copyab
     self.map = map
     return io.ring.move(to: map)
   }
+
+  @usableFromInline mutating func setLog(_ log: QueueLog?) { io.ring.setLog(log) }
 
   @usableFromInline @inline(never) mutating func reportFault() {
     faultReported = true

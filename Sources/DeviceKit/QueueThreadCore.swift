@@ -194,8 +194,8 @@ import VirtQueue
     epoch &+= 1
     settle(near: setup)
     let place = RunnerPlace(
-      layout: setup.layout, map: setup.map, inflight: setup.inflight, tools: tools, seat: seat,
-      epoch: epoch,
+      layout: setup.layout, map: setup.map, inflight: setup.inflight, log: setup.log, tools: tools,
+      seat: seat, epoch: epoch,
       counters: counters, enabled: setup.enabled, onFault: setup.onFault)
     do {
       let entry = try maker(place)

@@ -126,6 +126,24 @@ public enum MemoryMapError: Error, Equatable, Sendable {
     }
   }
 
+  /// The guest addresses of bytes of this process, region by region; bytes that are in none are passed over.
+  /// O(regions): for what is rare, or switched on for a while.
+  func forEachGuestRange(
+    at start: UnsafeMutableRawPointer, _ length: UInt64, _ body: (_ address: UInt64, _ length: UInt64) -> Void
+  ) {
+    var at = UInt64(UInt(bitPattern: start))
+    let end = at &+ length
+    while at < end {
+      // SAFETY: only addresses are compared.
+      let region = regions.first { unsafe at &- UInt64(UInt(bitPattern: $0.host)) < $0.size }
+      guard let region else { return }
+      let offset = unsafe at - UInt64(UInt(bitPattern: region.host))
+      let part = min(end - at, region.size - offset)
+      body(region.guestAddress + offset, part)
+      at += part
+    }
+  }
+
   /// The host address of `length` bytes at a front-end address, where they lie in one region and at the
   /// given alignment (a power of two); nil otherwise.
   public func ringArea(at user: UInt64, length: UInt64, alignment: UInt64) -> UnsafeMutableRawPointer? {

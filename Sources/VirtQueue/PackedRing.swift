@@ -28,6 +28,8 @@ import CLinux
   @usableFromInline var batchStart: PackedPosition
   @usableFromInline var firstWord: UInt64 = 0
   @usableFromInline var inBatch = false
+  /// Where writes are noted while a migration runs.
+  @usableFromInline var marks = WriteMarks()
   /// False until the first publication: the driver is then told in any case.
   @usableFromInline var hasPublished = false
   @usableFromInline var kicksSuppressed = false
@@ -313,6 +315,7 @@ import CLinux
   package mutating func show() {
     inBatch = false
     if logs { publishPending() } else { publishBatch() }
+    if marks.buffers || marks.ring { markPublished(since: batchStart) }
   }
 
   @inlinable @inline(__always)
@@ -369,6 +372,7 @@ import CLinux
     // ENABLE, or DESC at the next position: {offset and wrap, flags} in one store.
     let event = eventIndex ? UInt32(nextAvailable.bits) | 2 << 16 : 0
     unsafe clx_store_release_u32(deviceEvent, event)
+    if marks.ring { markNotification() }
   }
 
   @inlinable @inline(__always)
@@ -382,6 +386,7 @@ import CLinux
     guard !kicksSuppressed, !broken else { return }
     kicksSuppressed = true
     unsafe clx_store_release_u32(deviceEvent, 1 << 16)
+    if marks.ring { markNotification() }
   }
 
   // MARK: Rare events
@@ -396,6 +401,43 @@ import CLinux
     unsafe deviceEvent = areas.device
     table.adopt(map)
     return true
+  }
+
+  // MARK: The dirty log
+
+  public mutating func setLog(_ log: QueueLog?) { marks.set(log) }
+
+  @inlinable public var marksBuffers: Bool { marks.buffers }
+
+  @inline(never)
+  public mutating func mark(_ chain: borrowing Chain, bytes: UInt32) {
+    unsafe marks.mark(chain.slot, bytes: bytes, in: table.map(of: chain.slot))
+  }
+
+  @inline(never)
+  public mutating func mark(_ chain: borrowing Chain, byte: UnsafeMutableRawPointer) {
+    unsafe marks.mark(byte, 1, in: table.map(of: chain.slot))
+  }
+
+  /// The descriptors from `start` to the next used one were written, as far as each was.
+  @usableFromInline @inline(never)
+  mutating func markPublished(since start: PackedPosition) {
+    if marks.ring {
+      let map = table.map
+      let wraps = nextUsed.wrap != start.wrap
+      let straight = (wraps ? Int(size) : Int(nextUsed.index)) - Int(start.index)
+      // SAFETY: both runs are within the ring's `size` descriptors.
+      unsafe marks.mark(descriptors + 16 * Int(start.index), 16 * UInt64(straight), in: map)
+      if wraps { unsafe marks.mark(descriptors, 16 * UInt64(nextUsed.index), in: map) }
+    }
+    marks.announce()
+  }
+
+  /// The device event area was written.
+  @usableFromInline @inline(never)
+  mutating func markNotification() {
+    unsafe marks.mark(deviceEvent, 4, in: table.map)
+    marks.announce()
   }
 
   @inline(never)

@@ -104,6 +104,11 @@ import Glibc
     map = newMap
   }
 
+  /// An older map that chains still need.
+  func retired(generation: UInt32) -> GuestMemoryMap {
+    retired.first { $0.generation == generation }?.map ?? map
+  }
+
   /// A chain that was read under an older map is back.
   func leave(generation: UInt32) {
     guard let i = retired.firstIndex(where: { $0.generation == generation }) else { return }

@@ -127,6 +127,15 @@ import Glibc
   @usableFromInline @inline(never)
   mutating func leave(_ old: UInt32) { storage.leave(generation: old) }
 
+  /// The map that new chains are read under.
+  var map: GuestMemoryMap { storage.map }
+
+  /// The map that a slot's chain was read under.
+  func map(of slot: UnsafeMutablePointer<Slot>) -> GuestMemoryMap {
+    unsafe slot.pointee.generation == generation
+      ? storage.map : storage.retired(generation: slot.pointee.generation)
+  }
+
   /// From now on chains are read under `map`.
   mutating func adopt(_ map: GuestMemoryMap) {
     storage.adopt(map, after: generation, live: liveCount)

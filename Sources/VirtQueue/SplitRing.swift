@@ -27,6 +27,8 @@ import CLinux
   /// The next used entry to write, and what the driver has been shown.
   @usableFromInline var nextUsed: UInt16
   @usableFromInline var publishedUsed: UInt16
+  /// Where writes are noted while a migration runs.
+  @usableFromInline var marks = WriteMarks()
   /// False until the first publication: the driver is then told in any case.
   @usableFromInline var hasPublished = false
   @usableFromInline var kicksSuppressed = false
@@ -270,6 +272,7 @@ import CLinux
     // Orders buffers and used entries before the index; pairs with the driver's acquire (virtio 1.3 §2.7.13).
     unsafe clx_store_release_u16(used + 2, nextUsed)
     if logs { inflight.commit(used: nextUsed) }
+    if marks.buffers || marks.ring { markPublished(since: old) }
     return old
   }
 
@@ -305,6 +308,7 @@ import CLinux
     } else {
       unsafe clx_store_relaxed_u16(used, 0)
     }
+    if marks.ring { markNotification() }
   }
 
   @inlinable @inline(__always)
@@ -321,7 +325,10 @@ import CLinux
     guard !kicksSuppressed, !broken else { return }
     kicksSuppressed = true
     // With EVENT_IDX the flag stays 0 and the event index, left behind, does not match (virtio 1.3 §2.7.10).
-    if !eventIndex { unsafe clx_store_relaxed_u16(used, 1) }
+    if !eventIndex {
+      unsafe clx_store_relaxed_u16(used, 1)
+      if marks.ring { markNotification() }
+    }
   }
 
   // MARK: Rare events
@@ -336,6 +343,44 @@ import CLinux
     unsafe used = areas.used
     table.adopt(map)
     return true
+  }
+
+  // MARK: The dirty log
+
+  public mutating func setLog(_ log: QueueLog?) { marks.set(log) }
+
+  @inlinable public var marksBuffers: Bool { marks.buffers }
+
+  @inline(never)
+  public mutating func mark(_ chain: borrowing Chain, bytes: UInt32) {
+    unsafe marks.mark(chain.slot, bytes: bytes, in: table.map(of: chain.slot))
+  }
+
+  @inline(never)
+  public mutating func mark(_ chain: borrowing Chain, byte: UnsafeMutableRawPointer) {
+    unsafe marks.mark(byte, 1, in: table.map(of: chain.slot))
+  }
+
+  /// The used entries since `old`, and the index, were written.
+  @usableFromInline @inline(never)
+  mutating func markPublished(since old: UInt16) {
+    if marks.ring {
+      let map = table.map
+      unsafe marks.markUsed(offset: 2, 2, host: used, in: map)
+      let first = Int(old & mask)
+      let count = Int(nextUsed &- old)
+      let straight = min(count, Int(size) - first)
+      unsafe marks.markUsed(offset: 4 + 8 * first, 8 * UInt64(straight), host: used, in: map)
+      unsafe marks.markUsed(offset: 4, 8 * UInt64(count - straight), host: used, in: map)
+    }
+    marks.announce()
+  }
+
+  /// What asks for kicks, or does without them, was written.
+  @usableFromInline @inline(never)
+  mutating func markNotification() {
+    unsafe marks.markUsed(offset: eventIndex ? 4 + 8 * Int(size) : 0, 2, host: used, in: table.map)
+    marks.announce()
   }
 
   @inline(never)

@@ -43,6 +43,16 @@ public protocol VirtRing: ~Copyable {
   /// Takes up a new memory map; chains given out finish on the old one. False, and a fault, where the ring's own areas
   /// are not in it.
   mutating func move(to map: GuestMemoryMap) -> Bool
+  /// From now on writes to guest memory are noted there; nil: nowhere. When this returns nothing more is noted in the one
+  /// before.
+  mutating func setLog(_ log: QueueLog?)
+  /// Whether what a device writes is to be told by `mark`, before its chain is completed.
+  var marksBuffers: Bool { get }
+  /// The first `bytes` of the chain's writable part were written.
+  mutating func mark(_ chain: borrowing Chain, bytes: UInt32)
+  /// A byte was written that is no longer among the chain's segments.
+  mutating func mark(_ chain: borrowing Chain, byte: UnsafeMutableRawPointer)
+
   /// Breaks the ring.
   mutating func fail(_ fault: QueueFault)
   /// Where to resume, in the form SET_VRING_BASE and GET_VRING_BASE carry for this format.

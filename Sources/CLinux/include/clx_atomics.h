@@ -31,6 +31,9 @@ CLX_LOADS(64)
 CLX_INLINE uint64_t clx_fetch_add_u64(void *p, uint64_t v) {
   return __atomic_fetch_add((uint64_t *)p, v, __ATOMIC_RELAXED);
 }
+CLX_INLINE uint8_t clx_exchange_acquire_u8(void *p, uint8_t v) {
+  return __atomic_exchange_n((uint8_t *)p, v, __ATOMIC_ACQUIRE);
+}
 CLX_INLINE uint8_t clx_fetch_or_release_u8(void *p, uint8_t v) {
   return __atomic_fetch_or((uint8_t *)p, v, __ATOMIC_RELEASE);
 }
