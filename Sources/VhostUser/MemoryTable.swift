@@ -78,6 +78,11 @@ struct MemoryTable {
     if removed.count > Self.slotLimit { removed.removeFirst() }
   }
 
+  /// Where the guest's memory ends.
+  var guestEnd: UInt64 {
+    entries.map { $0.description.guestAddress &+ $0.description.size }.max() ?? 0
+  }
+
   /// The map that queue threads read.
   func makeMap(generation: UInt32) throws(MemoryTableError) -> GuestMemoryMap {
     do {

@@ -112,6 +112,7 @@ public struct ProtocolFeatures: OptionSet, Sendable, Hashable {
   public init(rawValue: UInt64) { self.rawValue = rawValue }
 
   public static let multiQueue = ProtocolFeatures(rawValue: 1 << 0)
+  public static let logSharedMemory = ProtocolFeatures(rawValue: 1 << 1)
   public static let rarp = ProtocolFeatures(rawValue: 1 << 2)
   public static let replyAck = ProtocolFeatures(rawValue: 1 << 3)
   public static let networkMTU = ProtocolFeatures(rawValue: 1 << 4)

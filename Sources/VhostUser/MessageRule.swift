@@ -44,6 +44,8 @@ package enum DescriptorRule: Equatable {
 package enum ReplyRule: Equatable {
   /// The message has an answer of its own, whatever NEED_REPLY says.
   case own
+  /// The same, but that a refusal can be said, by a u64, to those who set NEED_REPLY.
+  case ownOrRefusal
   /// A u64 where REPLY_ACK is negotiated and NEED_REPLY set; else nothing.
   case acknowledgement
 }
@@ -73,6 +75,8 @@ package struct MessageRule {
     MessageRule(.setOwner),
     MessageRule(.resetOwner),
     MessageRule(.setMemoryTable, .memoryTable, .onePerRegion),
+    MessageRule(.setLogBase, .exactly(16), .one, reply: .ownOrRefusal, needs: .logSharedMemory),
+    MessageRule(.setLogFD, .exactly(0), .one),
     MessageRule(.setVringNum, .exactly(8)),
     MessageRule(.setVringAddress, .exactly(40)),
     MessageRule(.setVringBase, .exactly(8)),

@@ -12,15 +12,19 @@ extension Session {
   /// What rings and transport add to the device's own bits.
   static let transportFeatures: FeatureSet = [
     .indirectDescriptors, .eventIndex, .version1, .packedRing, .ringReset, .protocolFeatures,
+    .logAll,
   ]
 
   /// May come again at any time, with rings running: nothing is reset by it.
   func setFeatures(_ features: FeatureSet) -> Handling {
     let strange = features.subtracting(offered)
     guard strange.isEmpty else { return .refused("features \(strange) were not offered") }
+    let wasLogging = acknowledged.contains(.logAll)
     acknowledged = features
     log.debug("the driver chose features \(features)")
-    host.device.negotiated(features)
+    // Logging is no choice of the driver's: it is switched while it runs.
+    host.device.negotiated(features.subtracting(.logAll))
+    if wasLogging != features.contains(.logAll) { logRunningRings() }
     saveDeviceState()
     if !features.contains(.protocolFeatures) {
       // Without SET_VRING_ENABLE all rings are enabled from the start (vhost-user, "Ring states").
@@ -44,7 +48,8 @@ extension Session {
   /// What the session itself can do, and what its device can.
   static func protocolFeatures(of device: any VirtioDevice) -> ProtocolFeatures {
     var features: ProtocolFeatures = [
-      .multiQueue, .replyAck, .backendRequests, .config, .inflight, .resetDevice, .memorySlots,
+      .multiQueue, .logSharedMemory, .replyAck, .backendRequests, .config, .inflight, .resetDevice,
+      .memorySlots,
     ]
     if device.announces { features.insert(.rarp) }
     if device.limitsPackets { features.insert(.networkMTU) }

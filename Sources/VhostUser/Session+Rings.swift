@@ -41,7 +41,12 @@ extension Session {
   func setAddresses(_ ring: Vring, _ addresses: VringAddresses) -> Handling {
     if ring.started {
       // Sent to a running ring only to change its logging.
-      return addresses == ring.addresses ? .done : .refused("other addresses for a ring that runs")
+      guard addresses.namesRing(of: ring.addresses) else {
+        return .refused("other addresses for a ring that runs")
+      }
+      ring.addresses = addresses
+      logRunningRings()
+      return .done
     }
     let otherAlignment: UInt64 = isPacked ? 4 : 2
     guard addresses.descriptor % 16 == 0, addresses.used % 4 == 0, addresses.available % otherAlignment == 0
@@ -98,9 +103,8 @@ extension Session {
     }
     let limiter = limiter
     let setup = QueueSetup(
-      layout: layout, features: acknowledged, map: map, inflight: area, enabled: ring.enabled,
-      kick: ring.kickRaw,
-      call: ring.callRaw, error: ring.errorRaw,
+      layout: layout, features: acknowledged, map: map, inflight: area, log: queueLog(of: ring),
+      enabled: ring.enabled, kick: ring.kickRaw, call: ring.callRaw, error: ring.errorRaw,
       onFault: { fault in
         limiter.warning("ring \(index) is broken: \(fault)")
       })

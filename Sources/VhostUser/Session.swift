@@ -45,6 +45,9 @@ final class Session {
   var memory = MemoryTable()
   var map: GuestMemoryMap?
   var inflight: InflightRegion?
+  /// Where writes to guest memory are noted, once the front-end has said so.
+  var dirtyLog: DirtyLog?
+  var logSignal: LogSignal?
   /// Goes out with the next answer.
   var answerDescriptor: OwnedFD?
   let rings: [Vring]
@@ -134,7 +137,7 @@ final class Session {
     guard let rule = MessageRule.byRequest[header.request] else {
       // Unknown requests are no reason to leave (vhost-user, "Communication").
       return try settle(
-        .refused("request \(header.request) is not known"), header, owesReply: true, tolerated: true)
+        .refused("request \(header.request) is not known"), header, .acknowledgement, tolerated: true)
     }
     let name = "\(rule.request)"
     guard rule.payload.accepts(payload) else { return "\(name): a payload of \(payload.count) bytes" }
@@ -143,16 +146,16 @@ final class Session {
       // An answer of its own cannot say no.
       let reason = "\(name): \(descriptors.count) descriptors, expected \(wanted ?? 1)"
       if rule.reply == .own { return reason }
-      return try settle(.refused(reason), header, owesReply: true)
+      return try settle(.refused(reason), header, rule.reply)
     }
     guard negotiatedProtocol.isSuperset(of: rule.needs) else {
       let reason = "\(name): its protocol feature was not negotiated"
       if rule.reply == .own { return reason }
-      return try settle(.refused(reason), header, owesReply: true)
+      return try settle(.refused(reason), header, rule.reply)
     }
     var reader = PayloadReader(payload)
     let handling = dispatch(rule.request, &reader, &descriptors)
-    return try settle(handling, header, owesReply: rule.reply == .acknowledgement)
+    return try settle(handling, header, rule.reply)
   }
 
   private func dispatch(
@@ -163,6 +166,8 @@ final class Session {
     case .setFeatures: setFeatures(FeatureSet(rawValue: reader.u64()))
     case .setOwner, .resetOwner: .done
     case .setMemoryTable: setMemoryTable(&reader, &descriptors)
+    case .setLogBase: setLogBase(&reader, descriptors.takeFirst())
+    case .setLogFD: setLogSignal(descriptors.takeFirst())
     case .setVringNum: onRing(reader.u32()) { setSize($0, reader.u32()) }
     case .setVringAddress: onRing(reader.u32()) { setAddresses($0, VringAddresses(&reader)) }
     case .setVringBase: onRing(reader.u32()) { setBase($0, reader.u32()) }
@@ -187,21 +192,21 @@ final class Session {
     case .removeMemoryRegion: removeRegion(&reader)
     case .setStatus: setStatus(reader.u64())
     case .getStatus: .answer(PayloadWriter.u64(UInt64(status)))
-    case .setLogBase, .setLogFD: .refused("\(request) is not served")
     }
   }
 
   /// Answers as the outcome and the header ask. A reason ends the session: without REPLY_ACK a front-end that was refused
   /// something would go on as if it had been granted.
   private func settle(
-    _ handling: Handling, _ header: MessageHeader, owesReply: Bool, tolerated: Bool = false
+    _ handling: Handling, _ header: MessageHeader, _ rule: ReplyRule, tolerated: Bool = false
   ) throws(HostError) -> String? {
-    let acknowledges = owesReply && header.needsReply && negotiatedProtocol.contains(.replyAck)
+    let acknowledges = rule != .own && header.needsReply && negotiatedProtocol.contains(.replyAck)
     switch handling {
     case .answer(let payload): return try send(header.request, payload)
     case .done: return acknowledges ? try send(header.request, PayloadWriter.u64(0)) : nil
     case .refused(let reason):
-      if !owesReply { return reason }
+      // An answer of its own that nobody can read as a refusal.
+      if rule == .own || rule == .ownOrRefusal && !acknowledges { return reason }
       if !negotiatedProtocol.contains(.replyAck), !tolerated { return reason }
       limiter.warning("refused: \(reason)")
       return acknowledges ? try send(header.request, PayloadWriter.u64(1)) : nil

@@ -3,18 +3,27 @@
 import HostIO
 import VirtQueue
 
-/// The ring addresses of SET_VRING_ADDR, in the front-end's address space.
-struct VringAddresses: Equatable {
+/// The ring addresses of SET_VRING_ADDR, in the front-end's address space, and what is to be logged of it.
+struct VringAddresses {
   var descriptor: UInt64
   var used: UInt64
   var available: UInt64
+  /// VHOST_VRING_F_LOG, and the used area's address in the log.
+  var isLogged: Bool
+  var logAddress: UInt64
 
   /// {u32 index, u32 flags, u64 descriptor, u64 used, u64 available, u64 log}; the index was read before.
   init(_ reader: inout PayloadReader) {
-    _ = reader.u32()
+    isLogged = reader.u32() & 1 != 0
     descriptor = reader.u64()
     used = reader.u64()
     available = reader.u64()
+    logAddress = reader.u64()
+  }
+
+  /// Whether both name the same ring.
+  func namesRing(of other: VringAddresses?) -> Bool {
+    other.map { $0.descriptor == descriptor && $0.used == used && $0.available == available } ?? false
   }
 }
 

@@ -411,7 +411,7 @@ struct HostileSocketTests {
   @Test(
     "SP30 messages of features we do not have are refused, with their descriptors closed",
     arguments: [
-      .sendRARP, .netSetMTU, .postcopyListen, .postcopyEnd, .setLogFD, .setVringEndian, .setStatus,
+      .sendRARP, .netSetMTU, .postcopyListen, .postcopyEnd, .setVringEndian, .setStatus,
     ] as [FrontendRequest])
   func unsupported(_ request: FrontendRequest) throws {
     let backend = try EchoBackend()
