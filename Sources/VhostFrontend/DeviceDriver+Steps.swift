@@ -96,7 +96,9 @@ extension DeviceDriver {
     switch step {
     case .num: try connection.setVringNum(index, UInt32(queue.ring.size)).accepted(.setVringNum)
     case .base: try connection.setVringBase(index, bases[Int(index)]).accepted(.setVringBase)
-    case .address: try connection.setVringAddr(queue.address(in: arena)).accepted(.setVringAddr)
+    case .address:
+      let address = queue.address(in: arena, logging: logsRings)
+      try connection.setVringAddr(address).accepted(.setVringAddr)
     case .kick:
       try connection.setVringKick(index, options.withoutKick ? nil : queue.kick).accepted(.setVringKick)
     case .call:

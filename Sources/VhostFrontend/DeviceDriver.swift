@@ -59,6 +59,9 @@ public final class DeviceDriver: @unchecked Sendable {
   public var bases: [UInt32] = []
   public internal(set) var isRunning = false
 
+  /// SET_VRING_ADDR carries the log flag.
+  var logsRings = false
+
   /// Regions the back-end has, while CONFIGURE_MEM_SLOTS is used.
   var knownRegions: [WireRegion] = []
   /// Descriptors a masked call was set to: they must stay open.
