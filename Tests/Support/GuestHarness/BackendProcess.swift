@@ -66,7 +66,20 @@ public final class BackendProcess {
 private func listens(_ path: String) -> Bool {
   // The kernel's flag __SO_ACCEPTCON, in the fourth column. vhost-swiftd binds under a longer name and renames.
   guard FileManager.default.fileExists(atPath: path) else { return false }
-  let sockets = String(
-    decoding: FileManager.default.contents(atPath: "/proc/net/unix") ?? Data(), as: UTF8.self)
-  return sockets.split(separator: "\n").contains { $0.contains(" " + path) && $0.contains(" 00010000 ") }
+  return kernelList("/proc/net/unix").split(separator: "\n").contains {
+    $0.contains(" " + path) && $0.contains(" 00010000 ")
+  }
+}
+
+/// A file of the kernel's to its end: it has no size to be told, and Foundation then stops after the first 4 KiB.
+private func kernelList(_ path: String) -> String {
+  guard let file = fopen(path, "r") else { return "" }
+  defer { fclose(file) }
+  var bytes: [UInt8] = []
+  var part = [UInt8](repeating: 0, count: 1 << 16)
+  while true {
+    let count = fread(&part, 1, part.count, file)
+    if count == 0 { return String(decoding: bytes, as: UTF8.self) }
+    bytes += part[..<count]
+  }
 }
