@@ -86,7 +86,7 @@ public final class BlockDevice: VirtioDevice {
   public var sandboxNeeds: SandboxNeeds {
     guard image.storage != nil else { return SandboxNeeds() }
     return SandboxNeeds(
-      calls: [.preadv2, .pwritev2, .pread64, .pwrite64, .fallocate, .fdatasync, .fsync],
+      calls: [.preadv2, .pwritev2, .pread64, .pwrite64, .mincore, .fallocate, .fdatasync, .fsync],
       controls: Set(
         [clx_BLKGETSIZE64, clx_BLKDISCARD, clx_BLKZEROOUT].map { UInt32(truncatingIfNeeded: $0) }))
   }

@@ -25,6 +25,9 @@ public struct BlockImage: ~Copyable, Sendable {
   public let isReadOnly: Bool
   public let engine: BlockEngine
   public let limits: BlockLimits
+  /// The pages of an image on a memory file system.
+  private let mappings: ImageMappings?
+  var map: ImageMap? { mappings?.map }
   private let isBlockDevice: Bool
   /// The same for every opening of the same storage, different for any other: "device:inode", or the null disk's size.
   public let identity: String
@@ -86,6 +89,7 @@ public struct BlockImage: ~Copyable, Sendable {
     guard bytes > 0, bytes % sectorBytes == 0 else { throw .oddSize(path: path, bytes: bytes) }
     guard let fileFacts = try? FileFacts(of: raw) else { throw .cannotOpen(path: path, code: errno) }
     let probe = BlockProbe(raw, facts: fileFacts, byteCount: bytes, direct: direct)
+    mappings = probe.engine == .inline ? ImageMappings(descriptor, byteCount: bytes) : nil
     self.descriptor = consume descriptor
     byteCount = bytes
     isReadOnly = readOnly
@@ -100,6 +104,7 @@ public struct BlockImage: ~Copyable, Sendable {
     guard nullBytes > 0, nullBytes % sectorBytes == 0 else { throw .oddSize(path: "null", bytes: nullBytes) }
     descriptor = nil
     engine = .null
+    mappings = nil
     limits = BlockLimits()
     isBlockDevice = false
     byteCount = nullBytes

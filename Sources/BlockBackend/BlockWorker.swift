@@ -24,6 +24,7 @@ import VirtQueue
   private let file: FileSlot?
   private let engine: BlockEngine
   private let raw: Int32
+  private let map: ImageMap?
   // SAFETY: `size` requests; indexed by heads, which are below the queue's size. A request is read only between the
   // `hold` that wrote it and the `take` that ends it.
   private let requests: UnsafeMutablePointer<BlockRequest>
@@ -36,6 +37,7 @@ import VirtQueue
     self.file = file
     engine = device.image.engine
     raw = device.image.raw ?? -1
+    map = device.image.map
     unsafe requests = .allocate(capacity: Int(size))
     gate = RateGate(device.limiter)
   }
@@ -204,6 +206,7 @@ import VirtQueue
       // SAFETY: head < size.
       unsafe requests[Int(head)] = request
       let durable = device.mustBeDurable
+      if let map { for range in ranges { map.forget(range.offset, range.count) } }
       q.offload(head: head, part: Part.ranges) { storage.apply(action, ranges, durable: durable) }
     }
   }
@@ -257,6 +260,12 @@ import VirtQueue
     _ chain: consuming Chain, _ start: BlockRequest, _ file: FileSlot, _ q: inout QueueIO<R>
   ) {
     var request = start
+    if request.kind == .read, let map,
+      map.read(request.data, offset: request.offset, bytes: request.left)
+    {
+      finish(chain, .read, request.total, at: request.status, &q)
+      return
+    }
     while true {
       let count = Int32(min(request.data.count, Self.vectorLimit))
       let place = Int64(request.offset)
@@ -267,7 +276,9 @@ import VirtQueue
         : unsafe clx_pwritev2(
           raw, request.data.first, count, place, device.mustBeDurable ? Int32(CLX_RWF_DSYNC) : 0)
       switch judge(moved < 0 ? -errno : Int32(clamping: moved), &request, chain, &q) {
-      case .finished: finish(chain, request.kind, request.total, at: request.status, &q)
+      case .finished:
+        if request.kind == .write { map?.wrote(start.offset, start.left) }
+        finish(chain, request.kind, request.total, at: request.status, &q)
       case .failed: end(chain, .ioError, at: request.status, &q)
       case .waiting: wait(chain, request, &q)
       case .more: continue

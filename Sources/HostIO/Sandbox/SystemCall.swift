@@ -21,7 +21,7 @@ public enum SystemCall: String, CaseIterable, Sendable {
   case ringSetup = "io_uring_setup"
   case keyctl, kill, linkat, listen, lseek, lstat, madvise, mbind, membarrier
   case memfdCreate = "memfd_create"
-  case mkdirat, mknodat, mmap, mount
+  case mincore, mkdirat, mknodat, mmap, mount
   case movePages = "move_pages"
   case mprotect, mremap, msync, munmap, nanosleep, newfstatat, open, openat, openat2
   case perfEventOpen = "perf_event_open"
