@@ -15,6 +15,11 @@ struct Processors {
   let server: String
   let client: String
 
+  /// Processors for so many threads of a server: one each, where the client keeps its own.
+  func forThreads(_ count: Int) -> String {
+    count > 1 && ProcessInfo.processInfo.activeProcessorCount > count ? "0-\(count - 1)" : server
+  }
+
   /// The last processor for the client, the first for the server: on two, one each.
   static let here = Processors(
     server: "0", client: String(max(0, ProcessInfo.processInfo.activeProcessorCount - 1)))
@@ -34,7 +39,7 @@ final class DiskServer {
     var arguments = [
       "blk", "--socket-path", "{socket}", "--num-queues", "\(queues)", "--threads", "\(threads)",
     ]
-    arguments += ["--cpus", threads > 1 ? "0-\(threads - 1)" : Processors.here.server]
+    arguments += ["--cpus", Processors.here.forThreads(threads)]
     switch storage.kind {
     case .null: arguments += ["--null-size", "\(storage.bytes)"]
     case .file(let path, let direct):
