@@ -18,6 +18,7 @@ final class LogLimiter: Sendable {
 
   init(_ log: Logger) { self.log = log }
 
+  func debug(_ text: @autoclosure () -> String) { write(.debug, text) }
   func info(_ text: @autoclosure () -> String) { write(.info, text) }
   func warning(_ text: @autoclosure () -> String) { write(.warning, text) }
 

@@ -21,7 +21,7 @@ extension Session {
     guard strange.isEmpty else { return .refused("features \(strange) were not offered") }
     let wasLogging = acknowledged.contains(.logAll)
     acknowledged = features
-    log.debug("the driver chose features \(features)")
+    limiter.debug("the driver chose features \(features)")
     // Logging is no choice of the driver's: it is switched while it runs.
     host.device.negotiated(features.subtracting(.logAll))
     if wasLogging != features.contains(.logAll) { logRunningRings() }
