@@ -1,6 +1,7 @@
 // Serves one device to one front-end after another, on a control thread of its own.
 
 import DeviceKit
+import Glibc
 import HostIO
 import Logging
 
@@ -101,6 +102,8 @@ public final class VhostUserServer: Sendable {
       // The endpoint keeps its descriptor; the session has one of its own.
       guard let copy = try? descriptor.duplicate() else { return }
       serve(UnixStream(adopting: copy))
+      // The front-end is to see the end now, and not when this server is let go.
+      _ = shutdown(descriptor.raw, Int32(SHUT_RDWR))
     case .connecting(let path): connect(to: path)
     }
   }
