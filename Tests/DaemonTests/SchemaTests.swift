@@ -27,7 +27,7 @@ struct SchemaTests {
       })
     #expect(heads.isSubset(of: Set(words)) && heads.count > 5, "\(help)")
     return Set(heads.map { String($0.dropFirst(2)) }).subtracting([
-      "help", "version", "stats", "drain-timeout", "print-capabilities",
+      "help", "version", "stats", "drain-timeout", "sandbox", "user", "print-capabilities",
     ])
   }
 

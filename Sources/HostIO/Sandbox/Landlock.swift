@@ -32,12 +32,16 @@ struct Landlock {
     guard clx_landlock_restrict(rules.raw) == 0 else { throw .last("landlock_restrict_self") }
   }
 
-  /// A folder that is not there, or cannot be opened, has nothing in it that we could use.
+  /// A folder that is not there, or is not for us, has nothing in it that we could use. Any other failure to open it (no
+  /// room for a descriptor) would silently take away what is needed.
   private static func allow(_ rights: UInt64, in folder: String, _ rules: borrowing OwnedFD) throws(HostError)
   {
     // SAFETY: a NUL-terminated copy of the path.
     let place = unsafe OwnedFD(adopting: clx_open(folder, clx_O_PATH | O_DIRECTORY | O_CLOEXEC, 0))
-    guard place.raw >= 0 else { return }
+    guard place.raw >= 0 else {
+      guard [ENOENT, ENOTDIR, EACCES, ELOOP].contains(errno) else { throw .last("open '\(folder)'") }
+      return
+    }
     guard clx_landlock_allow(rules.raw, place.raw, rights) == 0 else {
       throw .last("landlock_add_rule '\(folder)'")
     }
