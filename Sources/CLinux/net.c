@@ -8,6 +8,11 @@
 #include <linux/rtnetlink.h>
 #include <linux/sockios.h>
 
+const uint32_t clx_tap_controls[CLX_TAP_CONTROL_COUNT] = {
+    TUNSETIFF, TUNGETIFF, TUNSETOFFLOAD, TUNSETVNETHDRSZ, TUNGETVNETHDRSZ, TUNSETQUEUE, TUNSETPERSIST,
+    SIOCGIFFLAGS, SIOCGIFMTU, SIOCGIFINDEX,
+};
+
 static struct ifreq request_for(const char *name) {
   struct ifreq request;
   memset(&request, 0, sizeof request);

@@ -15,16 +15,16 @@ final class Link: Sendable {
     guard socket.raw >= 0 else { throw .system(call: "socket", code: errno) }
   }
 
-  // SAFETY (all calls below): NUL-terminated copies of names; results go to local values.
-
   /// Its number; nil where there is no such interface.
   var index: Int32? {
+    // SAFETY: a NUL-terminated copy of the name, and a local value.
     var index: Int32 = 0
     return unsafe clx_link_index(socket.raw, name, &index) == 0 ? index : nil
   }
 
   /// Up, and with a carrier; nil where there is no such interface here.
   var isUp: Bool? {
+    // SAFETY: a NUL-terminated copy of the name, and a local value.
     var flags: UInt32 = 0
     guard unsafe clx_link_flags(socket.raw, name, &flags) == 0 else { return nil }
     let both = UInt32(CLX_IFF_UP | CLX_IFF_RUNNING)
@@ -32,11 +32,13 @@ final class Link: Sendable {
   }
 
   var mtu: Int? {
+    // SAFETY: a NUL-terminated copy of the name, and a local value.
     var mtu: Int32 = 0
     return unsafe clx_link_mtu(socket.raw, name, &mtu) == 0 ? Int(mtu) : nil
   }
 
   var speed: (megabits: UInt32, duplex: UInt8)? {
+    // SAFETY: a NUL-terminated copy of the name, and local values.
     var speed: UInt32 = 0
     var duplex: UInt8 = 0
     return unsafe clx_link_speed(socket.raw, name, &speed, &duplex) == 0 ? (speed, duplex) : nil
@@ -44,6 +46,7 @@ final class Link: Sendable {
 
   /// Whether it is a tap; nil where that cannot be told.
   var isTap: Bool? {
+    // SAFETY: a NUL-terminated copy of the name, and two arrays of the 32 bytes that are asked for.
     var driver = [CChar](repeating: 0, count: 32)
     var bus = [CChar](repeating: 0, count: 32)
     let code = unsafe driver.withUnsafeMutableBufferPointer { driver in
@@ -55,13 +58,16 @@ final class Link: Sendable {
     return Self.text(driver) == "tun" && Self.text(bus) == "tap"
   }
 
+  // SAFETY: a NUL-terminated copy of the name.
   func setUp() -> Bool { unsafe clx_link_set_up(socket.raw, name, 1) == 0 }
 
   /// As a bridge: takes another interface in.
+  // SAFETY: a NUL-terminated copy of the name.
   func addToBridge(_ index: Int32) -> Bool { unsafe clx_bridge_add(socket.raw, name, index) == 0 }
 
   /// The bridge it is in; nil: none, or that cannot be told.
   var bridge: String? {
+    // SAFETY: fills at most the array, which ends with a zero.
     var target = [CChar](repeating: 0, count: 256)
     let count = unsafe target.withUnsafeMutableBufferPointer { buffer in
       guard let base = buffer.baseAddress else { return -1 }

@@ -59,6 +59,12 @@ public final class Tap: Sendable {
     self.link = link
   }
 
+  /// What is done with a tap while it serves.
+  static var controls: Set<UInt32> {
+    // SAFETY: an array of that many constants.
+    unsafe withUnsafeBytes(of: clx_tap_controls) { unsafe Set($0.bindMemory(to: UInt32.self)) }
+  }
+
   // MARK: Opening
 
   /// Opens an existing tap with so many queues; with `create`, makes it where it does not exist (or takes one up that an
@@ -118,7 +124,8 @@ public final class Tap: Sendable {
     }
     guard let first else { throw .badDescriptor(-1, why: "none is given") }
     let tap = Tap(
-      name: first.name, queues: queues, multiQueue: first.flags & UInt16(CLX_IFF_MULTI_QUEUE) != 0, ours: false,
+      name: first.name, queues: queues, multiQueue: first.flags & UInt16(CLX_IFF_MULTI_QUEUE) != 0,
+      ours: false,
       link: try Link(name: first.name))
     tap.parkQueues()
     return tap
@@ -128,11 +135,15 @@ public final class Tap: Sendable {
     var flags: UInt16 = 0
     var name = [CChar](repeating: 0, count: Int(CLX_IFNAMSIZ) + 1)
     // SAFETY: fills at most 16 of the array's 17 bytes, and the local value.
-    let code = unsafe name.withUnsafeMutableBufferPointer { unsafe clx_tap_facts(descriptor, $0.baseAddress, &flags) }
+    let code = unsafe name.withUnsafeMutableBufferPointer {
+      unsafe clx_tap_facts(descriptor, $0.baseAddress, &flags)
+    }
     guard code == 0 else {
       throw .badDescriptor(descriptor, why: errno == EBADF ? "not open" : "not a tap's")
     }
-    guard flags & UInt16(CLX_IFF_TAP) != 0 else { throw .badDescriptor(descriptor, why: "of a tun, not of a tap") }
+    guard flags & UInt16(CLX_IFF_TAP) != 0 else {
+      throw .badDescriptor(descriptor, why: "of a tun, not of a tap")
+    }
     guard flags & UInt16(CLX_IFF_VNET_HDR) != 0, flags & UInt16(CLX_IFF_NO_PI) != 0 else {
       throw .badDescriptor(descriptor, why: "opened without IFF_VNET_HDR and IFF_NO_PI")
     }
@@ -197,6 +208,7 @@ public final class Tap: Sendable {
       throw .system(call: "TUNSETVNETHDRSZ \(headerBytes)", code: errno)
     }
     var now: Int32 = 0
+    // SAFETY: fills the local value.
     guard unsafe clx_tap_header_size(raw, &now) == 0, now == Int32(headerBytes) else {
       throw .system(call: "TUNGETVNETHDRSZ", code: EINVAL)
     }

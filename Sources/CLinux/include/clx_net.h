@@ -14,6 +14,10 @@ enum {
 /// Flags of an interface (linux/if.h).
 enum { CLX_IFF_UP = 0x1, CLX_IFF_RUNNING = 0x40, CLX_IFF_LOWER_UP = 0x10000 };
 
+/// The ioctls of what is done with a tap and its interface while it serves (linux/if_tun.h, linux/sockios.h), in `clx_tap_controls`.
+enum { CLX_TAP_CONTROL_COUNT = 10 };
+extern const uint32_t clx_tap_controls[CLX_TAP_CONTROL_COUNT];
+
 /// Attaches an opened /dev/net/tun to the tap `name`, which is made where it does not exist (TUNSETIFF).
 int clx_tap_attach(int fd, const char *name, uint16_t flags);
 /// What a descriptor is attached to; EBADFD or ENOTTY where it is no tap (TUNGETIFF). `name`: 16 bytes.
