@@ -30,17 +30,24 @@ struct ControlWorker: QueueWorker {
   /// Nil for one that is too short or longer than any that is known.
   private static func command(in chain: borrowing Chain) -> ControlCommand? {
     let parts = chain.readable
-    guard let kind = parts.load(UInt8.self, at: 0), let number = parts.load(UInt8.self, at: 1) else { return nil }
+    guard let kind = parts.load(UInt8.self, at: 0), let number = parts.load(UInt8.self, at: 1) else {
+      return nil
+    }
     let length = Int(parts.byteCount) - 2
     switch (kind, number, length) {
     case (ControlClass.mac, 1, 6):
-      guard let low = parts.load(UInt32.self, at: 2), let high = parts.load(UInt16.self, at: 6) else { return nil }
-      return .setAddress(MACAddress(value: UInt64(UInt32(littleEndian: low)) | UInt64(UInt16(littleEndian: high)) << 32))
+      guard let low = parts.load(UInt32.self, at: 2), let high = parts.load(UInt16.self, at: 6) else {
+        return nil
+      }
+      return .setAddress(
+        MACAddress(value: UInt64(UInt32(littleEndian: low)) | UInt64(UInt16(littleEndian: high)) << 32))
     case (ControlClass.announce, 0, 0): return .announced
     case (ControlClass.multiQueue, 0, 2):
       return parts.load(UInt16.self, at: 2).map { .setPairs(UInt16(littleEndian: $0)) }
     case (ControlClass.guestOffloads, 0, 8):
-      return parts.load(UInt64.self, at: 2).map { .setOffloads(FeatureSet(rawValue: UInt64(littleEndian: $0))) }
+      return parts.load(UInt64.self, at: 2).map {
+        .setOffloads(FeatureSet(rawValue: UInt64(littleEndian: $0)))
+      }
     default: return nil
     }
   }

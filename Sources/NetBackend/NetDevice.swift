@@ -22,6 +22,8 @@ public final class NetDevice: VirtioDevice {
     /// Pairs of queues; a tap has as many queues.
     public var pairs = 1
     public var capture: PacketCapture?
+    /// What the guest sends goes to the tap by operations of the thread's ring, not by calls.
+    public var usesRing = false
     public init() {}
   }
 
@@ -47,6 +49,7 @@ public final class NetDevice: VirtioDevice {
   /// Enforced as the source of every frame.
   private let source: MACAddress?
   private let capture: PacketCapture?
+  private let usesRing: Bool
   private let loops: [LoopChannel]
   private let speed: (megabits: UInt32, duplex: UInt8)
   private let state: Mutex<State>
@@ -56,6 +59,7 @@ public final class NetDevice: VirtioDevice {
     pairs = options.pairs
     source = options.mac
     capture = options.capture
+    usesRing = options.usesRing
     identity = DeviceIdentity(
       id: 1, name: "net", queueLimit: 2 * options.pairs + 1, counters: NetCounter.allCases.map(\.name))
     if case .loop = place { loops = (0..<options.pairs).map { _ in LoopChannel() } } else { loops = [] }
@@ -96,6 +100,11 @@ public final class NetDevice: VirtioDevice {
   public var descriptors: [Int32] {
     if case .tap(let tap) = place { return tap.descriptors }
     return []
+  }
+
+  public var sandboxNeeds: SandboxNeeds {
+    if case .tap = place { return SandboxNeeds(calls: [.readv, .writev], controls: Tap.controls) }
+    return SandboxNeeds()
   }
 
   /// A pair's two queues are one thread's.
@@ -184,6 +193,14 @@ public final class NetDevice: VirtioDevice {
     switch place {
     case .tap(let tap):
       let file = pair < queue.files.count ? queue.files[pair] : nil
+      if usesRing, index % 2 == 1, let file {
+        let (size, capture) = (queue.size, capture)
+        let frame = OutgoingFrame(terms: terms, source: source)
+        queue.run {
+          RingTransmitWorker(tap, queue: pair, file: file, size: size, frame: frame, capture: capture)
+        }
+        return
+      }
       serve(queue, terms, linkMTU: tap.mtu) { TapPort(tap, queue: pair, file: file) }
     case .sink: serve(queue, terms, linkMTU: 1500) { SinkPort() }
     case .source:
@@ -198,13 +215,14 @@ public final class NetDevice: VirtioDevice {
   private func serve<Port: PacketPort & ~Copyable>(
     _ queue: consuming QueueStart, _ terms: NetTerms, linkMTU: Int, _ port: @escaping @Sendable () -> Port
   ) {
-    let (size, source, capture) = (queue.size, source, capture)
+    let (size, capture) = (queue.size, capture)
+    let frame = OutgoingFrame(terms: terms, source: source)
     if queue.index % 2 == 0 {
       queue.run {
         ReceiveWorker(port: port(), terms: terms, linkMTU: linkMTU, size: size, capture: capture)
       }
     } else {
-      queue.run { TransmitWorker(port: port(), terms: terms, source: source, capture: capture) }
+      queue.run { TransmitWorker(port: port(), frame: frame, capture: capture) }
     }
   }
 

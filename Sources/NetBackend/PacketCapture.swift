@@ -28,7 +28,9 @@ public final class PacketCapture: Sendable {
     let bytes = words.flatMap { word in (0..<4).map { UInt8(truncatingIfNeeded: word >> (8 * UInt32($0))) } }
     // SAFETY: writes from the array's own storage.
     let written = unsafe bytes.withUnsafeBytes { unsafe write(file.raw, $0.baseAddress, $0.count) }
-    guard written == bytes.count else { throw .system(call: "write '\(path)'", code: written < 0 ? errno : ENOSPC) }
+    guard written == bytes.count else {
+      throw .system(call: "write '\(path)'", code: written < 0 ? errno : ENOSPC)
+    }
   }
 
   /// Takes the file away again, where nothing came of the start.

@@ -197,7 +197,9 @@ import VirtQueue
     if let capture {
       // SAFETY: the vectors of the window, which hold the frame.
       let frame = unsafe window.target(spare: spare, 0)
-      if unsafe !capture.note(frame.first, count: frame.count, skipping: headerBytes, bytes: bytes - headerBytes) {
+      if unsafe !capture.note(
+        frame.first, count: frame.count, skipping: headerBytes, bytes: bytes - headerBytes)
+      {
         q.count(.uncaptured)
       }
     }

@@ -16,14 +16,9 @@ import VirtQueue
   private static var mostVectors: Int { 1000 }
 
   private var port: Port
-  private let terms: NetTerms
-  private let headerBytes: Int
-  /// Header and addresses: what is copied out.
-  private let headBytes: Int
-  /// The only address that frames may come from; nil: any.
-  private let source: MACAddress?
+  private let frame: OutgoingFrame
   private let capture: PacketCapture?
-  // SAFETY: `headBytes` and more; `mostVectors` and one for the head. Alive with the worker.
+  // SAFETY: a head's room; `mostVectors` and one for the head. Alive with the worker.
   private let head: UnsafeMutableRawPointer
   private let vectors: UnsafeMutablePointer<iovec>
   /// For a frame in more pieces than the kernel takes; made when there is one.
@@ -32,15 +27,12 @@ import VirtQueue
   /// The chain that waits until the port takes frames again.
   private var waiting: UInt16?
 
-  init(port: consuming Port, terms: NetTerms, source: MACAddress?, capture: PacketCapture?) {
+  init(port: consuming Port, frame: OutgoingFrame, capture: PacketCapture?) {
     self.port = port
-    self.terms = terms
-    self.source = source
+    self.frame = frame
     self.capture = capture
-    headerBytes = terms.layout.byteCount
-    headBytes = headerBytes + EthernetFrame.headerBytes
-    unsafe head = .allocate(byteCount: 64, alignment: 16)
-    unsafe head.initializeMemory(as: UInt8.self, repeating: 0, count: 64)
+    unsafe head = .allocate(byteCount: OutgoingFrame.headRoom, alignment: 16)
+    unsafe head.initializeMemory(as: UInt8.self, repeating: 0, count: OutgoingFrame.headRoom)
     unsafe vectors = .allocate(capacity: Self.mostVectors + 1)
   }
 
@@ -77,108 +69,47 @@ import VirtQueue
     q.untake(chain)
   }
 
-  // MARK: A frame
+  /// A chain is held until the port takes frames again.
+  var isWaiting: Bool { waiting != nil }
 
-  private mutating func transmit<R: VirtRing & ~Copyable>(_ chain: consuming Chain, _ q: inout QueueIO<R>) {
-    if let fault = check(chain) {
+  mutating func transmit<R: VirtRing & ~Copyable>(_ chain: consuming Chain, _ q: inout QueueIO<R>) {
+    // SAFETY (all of the body): the vectors name our copy of the head and memory of the chain, which is alive.
+    if let fault = unsafe frame.fault(in: chain, head: head) {
       q.count(fault)
       q.complete(chain, written: 0)
       return
     }
-    let length = Int(chain.readable.byteCount)
-    let count = gather(chain)
-    // SAFETY: the vectors name our copy of the head and memory of the chain, which is alive.
+    let bytes = Int(chain.readable.byteCount) - frame.headerBytes
+    let count =
+      unsafe frame.gather(chain, head: head, into: vectors, room: Self.mostVectors) ?? gatherWhole(chain)
     let sent = unsafe port.send(vectors, count: count)
     if sent > 0 {
       q.count(.frames)
-      q.count(.bytes, UInt64(length - headerBytes))
-      if let capture,
-        unsafe !capture.note(vectors, count: count, skipping: headerBytes, bytes: length - headerBytes)
-      {
+      q.count(.bytes, UInt64(bytes))
+      if let capture, unsafe !capture.note(vectors, count: count, skipping: frame.headerBytes, bytes: bytes) {
         q.count(.uncaptured)
       }
-    } else if sent == -Int(EAGAIN), let file = port.file {
+    } else if sent == -Int(EAGAIN), let file = port.file, !q.isDraining {
       q.count(.waits)
       let held = chain.hold()
       waiting = held
-      if q.isDraining {
-        if let chain = q.take(held) { q.untake(chain) }
-        waiting = nil
-      } else {
-        q.pollWritable(file, head: held, part: Part.writable)
-      }
+      q.pollWritable(file, head: held, part: Part.writable)
       return
     } else {
-      q.count(Self.counter(for: -sent))
+      q.count(OutgoingFrame.counter(for: -sent))
     }
     q.complete(chain, written: 0)
   }
 
-  private static func counter(for code: Int) -> NetCounter {
-    switch Int32(truncatingIfNeeded: code) {
-    case EIO, EBADFD, ENODEV, ENXIO, ENETDOWN: .linkDown
-    case EAGAIN, ENOBUFS, ENOMEM: .noRoom
-    default: .refused
-    }
-  }
-
-  /// Copies the head out and holds it against the rules; what is sent is the copy. Nil: nothing is wrong.
-  private mutating func check(_ chain: borrowing Chain) -> NetCounter? {
-    let bytes = Int(chain.readable.byteCount)
-    guard bytes >= headBytes, bytes <= headerBytes + NetTerms.longestFrame, chain.writable.byteCount == 0,
-      !chain.hasHole
-    else { return .malformed }
-    // SAFETY: `head` has more than `headBytes`.
-    let target = unsafe UnsafeMutableRawBufferPointer(start: head, count: headBytes)
-    guard unsafe chain.readable.copyOut(to: target) == headBytes else { return .malformed }
-    let low = unsafe UInt64(littleEndian: head.load(as: UInt64.self))
-    let checksumOffset = unsafe UInt16(littleEndian: head.load(fromByteOffset: 8, as: UInt16.self))
-    let header = NetHeader(low: low, high: UInt32(checksumOffset))
-    if terms.rules.fault(in: header, frameLength: bytes - headerBytes) != nil { return .badHeader }
-    if let source, address(at: headerBytes + 6) != source.value { return .spoofed }
-    // Flags that mean nothing here, and fields that are not the driver's, stay behind.
-    unsafe head.storeBytes(of: (low & ~0xff | low & 1).littleEndian, as: UInt64.self)
-    for place in 10..<max(10, headerBytes) { unsafe head.storeBytes(of: 0, toByteOffset: place, as: UInt8.self) }
-    return nil
-  }
-
-  private func address(at offset: Int) -> UInt64 {
-    // SAFETY: six bytes within `head`.
-    let low = unsafe UInt32(littleEndian: head.loadUnaligned(fromByteOffset: offset, as: UInt32.self))
-    let high = unsafe UInt16(littleEndian: head.loadUnaligned(fromByteOffset: offset + 4, as: UInt16.self))
-    return UInt64(low) | UInt64(high) << 32
-  }
-
-  /// The frame as vectors: the checked head, then the rest where it is. How many they are.
-  private mutating func gather(_ chain: borrowing Chain) -> Int {
-    let parts = chain.readable
-    // SAFETY (all of the body): `vectors` has room for `mostVectors` and one; indices of the parts are below their count.
-    unsafe vectors[0] = iovec(iov_base: head, iov_len: headBytes)
-    guard parts.count <= Self.mostVectors else { return gatherWhole(chain) }
-    var skip = headBytes
-    var count = 1
-    for i in 0..<parts.count {
-      let (start, length) = unsafe (parts.vectors[i].iov_base, parts.vectors[i].iov_len)
-      if skip >= length {
-        skip -= length
-        continue
-      }
-      guard let base = unsafe start else { continue }
-      unsafe vectors[count] = iovec(iov_base: base + skip, iov_len: length - skip)
-      count += 1
-      skip = 0
-    }
-    return count
-  }
-
-  /// The same for a frame in very many pieces: copied together first.
+  /// The vectors of a frame in very many pieces: its head, and the rest copied together.
   private mutating func gatherWhole(_ chain: borrowing Chain) -> Int {
-    let rest = Int(chain.readable.byteCount) - headBytes
+    let rest = Int(chain.readable.byteCount) - frame.headBytes
     let bytes = unsafe whole ?? .allocate(byteCount: NetTerms.longestFrame, alignment: 64)
     unsafe whole = unsafe bytes
-    // SAFETY: `rest` is at most the longest frame (see `check`).
+    // SAFETY: `rest` is at most the longest frame (see `OutgoingFrame.fault`); two vectors are within their array.
     let target = unsafe UnsafeMutableRawBufferPointer(start: bytes, count: rest)
-    _ = unsafe chain.readable.copyOut(to: target, from: headBytes)
+    _ = unsafe chain.readable.copyOut(to: target, from: frame.headBytes)
+    unsafe vectors[0] = iovec(iov_base: head, iov_len: frame.headBytes)
     unsafe vectors[1] = iovec(iov_base: bytes, iov_len: rest)
     return 2
   }

@@ -61,8 +61,16 @@ struct NetCommand: ServiceCommand {
   var queuePairs: Int?
 
   @Option(
+    help:
+      "How what the guest sends reaches the tap: a call a frame, or operations of the io_uring, many at a time."
+  )
+  var tapIo = TapIO.direct
+
+  @Option(
     help: ArgumentHelp("Copy every frame into this file, for tcpdump and Wireshark.", valueName: "file"))
   var pcap: String?
+
+  enum TapIO: String, ExpressibleByArgument, CaseIterable { case direct, ring }
 
   enum End: String, ExpressibleByArgument, CaseIterable {
     case sink, source, loop
@@ -89,12 +97,14 @@ struct NetCommand: ServiceCommand {
     if service.numQueues != nil { throw ValidationError("--num-queues: a network card has --queue-pairs") }
     if create, tap == nil { throw ValidationError("--create goes with --tap") }
     if bridge != nil, tap == nil { throw ValidationError("--bridge goes with --tap") }
+    if tapIo == .ring, backend != nil { throw ValidationError("--tap-io goes with --tap and --tap-fd") }
     if pcap?.isEmpty == true { throw ValidationError("--pcap '': expected a path") }
     if let queuePairs, !(1...127).contains(queuePairs) {
       throw ValidationError("--queue-pairs \(queuePairs): expected 1 to 127")
     }
     if let tapFd, let queuePairs, tapFd.numbers.count != queuePairs {
-      throw ValidationError("--queue-pairs \(queuePairs), but --tap-fd has \(tapFd.numbers.count) descriptors")
+      throw ValidationError(
+        "--queue-pairs \(queuePairs), but --tap-fd has \(tapFd.numbers.count) descriptors")
     }
   }
 
@@ -103,6 +113,7 @@ struct NetCommand: ServiceCommand {
     do { place = try openPlace() } catch { throw Failure.run(Self.sentence(for: error)) }
     var options = NetDevice.Options()
     options.mac = mac
+    options.usesRing = tapIo == .ring
     options.pairs = tapFd?.numbers.count ?? queuePairs ?? 1
     do {
       if case .tap(let tap) = place, let bridge {
@@ -145,7 +156,8 @@ struct NetCommand: ServiceCommand {
       "tap '\(name)' has one queue, --queue-pairs is \(wanted): make it with multi_queue (ip tuntap add … multi_queue)"
     case .badDescriptor(let number, let why): "--tap-fd \(number): \(why)"
     case .noSuchBridge(let name): "there is no bridge '\(name)'"
-    case .bridgeRefused(let name, let code): "bridge '\(name)' does not take the tap: \(HostError.text(of: code))"
+    case .bridgeRefused(let name, let code):
+      "bridge '\(name)' does not take the tap: \(HostError.text(of: code))"
     case .system(let call, let code): "\(call): \(HostError.text(of: code))"
     }
   }

@@ -68,7 +68,9 @@ struct Program: ParsableCommand {
   }
 
   /// Without a device there is nothing to serve.
-  func run() throws { throw Failure.usage("no device is given: expected blk, net, rng or serve (see --help)") }
+  func run() throws {
+    throw Failure.usage("no device is given: expected blk, net, rng or serve (see --help)")
+  }
 }
 
 /// What `--print-capabilities` answers, whatever else is on the command line.
