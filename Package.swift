@@ -83,6 +83,11 @@ let package = Package(
     .executableTarget(
       name: "bench", dependencies: ["GuestHarness"], path: "Benchmarks/bench", swiftSettings: relaxed),
 
+    .executableTarget(
+      name: "net-bench",
+      dependencies: ["NetBackend", "DeviceKit", "VirtQueue", "HostIO", "CLinux", "VhostFrontend"],
+      path: "Benchmarks/net-bench", swiftSettings: strict),
+
     // Tests, one target a module, then journeys through several, the program, a guest, and the house rules.
     .target(
       name: "TestSupport", dependencies: ["HostIO", "VhostFrontend"], path: "Tests/Support/TestSupport",
@@ -110,7 +115,7 @@ let package = Package(
       swiftSettings: relaxed),
     .testTarget(
       name: "NetBackendTests",
-      dependencies: ["NetBackend", "DeviceKit", "VirtQueue", "HostIO", "TestSupport"],
+      dependencies: ["NetBackend", "DeviceKit", "VirtQueue", "HostIO", "CLinux", "TestSupport"],
       swiftSettings: relaxed),
     .testTarget(
       name: "VhostFrontendTests", dependencies: ["VhostFrontend", "CLinux", "HostIO", "TestSupport"],
@@ -118,11 +123,11 @@ let package = Package(
     .testTarget(
       name: "JourneyTests",
       dependencies: [
-        "BlockBackend", "EntropyDevice", "VhostUser", "DeviceKit", "VirtQueue", "HostIO",
+        "BlockBackend", "NetBackend", "EntropyDevice", "VhostUser", "DeviceKit", "VirtQueue", "HostIO",
         "VhostFrontend", "TestSupport", .product(name: "Logging", package: "swift-log"),
       ], swiftSettings: relaxed),
     .testTarget(
-      name: "DaemonTests", dependencies: ["VhostFrontend", "GuestHarness"],
+      name: "DaemonTests", dependencies: ["VhostFrontend", "GuestHarness", "CLinux"],
       swiftSettings: relaxed),
     .testTarget(
       name: "GuestTests", dependencies: ["GuestHarness", "TestSupport", "VhostFrontend"],
