@@ -23,7 +23,9 @@ struct HelpTests {
     for arguments in [["--help"], ["-h"], ["help"]] {
       let run = try Run(arguments, in: folder)
       #expect(run.exit == .status(0) && run.errors == "", "\(arguments): \(run.errors)")
-      for word in ["blk", "rng", "SIGTERM", "SIGHUP", "SIGUSR1", "EXIT STATUS", "--socket-path", "qemu"] {
+      for word in [
+        "blk", "net", "rng", "SIGTERM", "SIGHUP", "SIGUSR1", "EXIT STATUS", "--socket-path", "qemu",
+      ] {
         #expect(run.output.contains(word), "\(arguments): \(word)")
       }
       #expect(run.output.split(separator: "\n").allSatisfy { $0.count <= 80 })
@@ -39,6 +41,14 @@ struct HelpTests {
           "--blk-file", "--null-size", "--read-only", "--serial", "--direct", "--block-size", "--write-cache",
           "--discard", "--on-enospc", "--lock", "--lock-wait", "--watch-size",
         ], "-machine memory-backend=mem \\"
+      ),
+      (
+        "net",
+        [
+          "--tap", "--create", "--tap-fd", "--backend", "--bridge", "--mac", "--queue-pairs", "--pcap",
+          "--tap-io",
+        ],
+        "-netdev vhost-user,id=n1,chardev=c1,queues=1 \\"
       ),
       ("rng", [], "-device vhost-user-rng-pci,chardev=c0"),
     ])

@@ -38,7 +38,8 @@ final class NetCard {
   }
 
   private static func serve(
-    _ namespace: NetworkNamespace, _ tap: String, _ queues: Int, _ folder: TemporaryFolder, _ options: [String]
+    _ namespace: NetworkNamespace, _ tap: String, _ queues: Int, _ folder: TemporaryFolder,
+    _ options: [String]
   ) throws -> ChildProcess {
     let process = try namespace.start(
       Environment.program("vhost-swiftd"),
@@ -53,7 +54,8 @@ final class NetCard {
   func arguments(slot: Int, _ device: [String] = []) -> [String] {
     // vectors=0: QEMU 7.2 without KVM crashes where a vhost-user network card has MSI-X.
     let properties = [
-      "netdev=net\(number)", "mac=52:54:00:77:00:0\(number)", "addr=0x\(String(slot, radix: 16))", "vectors=0",
+      "netdev=net\(number)", "mac=52:54:00:77:00:0\(number)", "addr=0x\(String(slot, radix: 16))",
+      "vectors=0",
       "id=card\(number)",
     ]
     return [
@@ -78,20 +80,7 @@ final class NetCard {
   }
 
   /// A counter's sum over the queues, or one queue's.
-  func counter(_ name: String, queue: Int? = nil) throws -> Int {
-    let before = lines.count
-    process.signal(SIGUSR1)
-    try process.wait(until: "its counters", within: 30) { lines.count > before }
-    let object = try JSONSerialization.jsonObject(with: Data(lines[lines.count - 1].utf8)) as? [String: Any]
-    let queues = object?["queues"] as? [[String: Int]] ?? []
-    return queues.filter { queue == nil || $0["index"] == queue }.reduce(0) { $0 + ($1[name] ?? 0) }
-  }
-
-  private var lines: [String] {
-    let log = process.log
-    guard let end = log.lastIndex(of: "\n") else { return [] }
-    return log[..<end].split(separator: "\n").filter { $0.hasPrefix("{") }.map(String.init)
-  }
+  func counter(_ name: String, queue: Int? = nil) throws -> Int { try process.counter(name, queue: queue) }
 }
 
 /// A guest with cards.
@@ -138,7 +127,8 @@ struct Networked {
   private func waitListening(_ card: NetCard, _ port: Int, _ server: ChildProcess) throws {
     let place = String(port, radix: 16, uppercase: true)
     try server.wait(until: "it listens", within: 60) {
-      let table = try String(contentsOfFile: "/proc/\(server.pid)/net/tcp6", encoding: .utf8)
+      let table =
+        try String(contentsOfFile: "/proc/\(server.pid)/net/tcp6", encoding: .utf8)
         + String(contentsOfFile: "/proc/\(server.pid)/net/tcp", encoding: .utf8)
       return table.split(separator: "\n").contains { $0.contains(":\(place) ") && $0.contains(" 0A ") }
     }

@@ -11,7 +11,9 @@ import TestSupport
 import VirtQueue
 
 /// A card of one pair (or more) with a receive and a transmit queue, negotiated as asked.
-final class Card {
+final class Card: CustomReflectable {
+  /// A failed expectation looks into what it names, and cannot look into this.
+  var customMirror: Mirror { Mirror(self, children: []) }
   let device: NetDevice
   let host: DeviceHost
   let receive: TinyQueue
@@ -61,7 +63,9 @@ final class Card {
           deviceArea: queue.usedArea, base: 0, indirect: false, eventIndex: false),
         features: features, map: map, enabled: enabled, kick: queue.kick.raw, call: queue.call.raw,
         onFault: { _ in }))
-    guard failure == nil else { throw HostError.system(call: "start: \(String(describing: failure))", code: 0) }
+    guard failure == nil else {
+      throw HostError.system(call: "start: \(String(describing: failure))", code: 0)
+    }
   }
 
   deinit {
@@ -142,7 +146,8 @@ func testFrame(_ length: Int, from source: [UInt8] = [2, 0, 0, 0, 0, 9], number:
 }
 
 /// A network namespace of this test's own, with a tap in it and somebody on the host's side of the tap.
-final class Wire: Sendable {
+final class Wire: Sendable, CustomReflectable {
+  var customMirror: Mirror { Mirror(self, children: []) }
   let tap: Tap
   private let socket: OwnedFD
 
@@ -163,6 +168,9 @@ final class Wire: Sendable {
       result.fulfil(
         Result {
           guard clx_unshare_network() == 0 else { throw HostError.system(call: "unshare", code: errno) }
+          // Or the kernel would have something to say on every new interface.
+          let quiet = "/proc/sys/net/ipv6/conf/default/disable_ipv6"
+          try? "1".write(toFile: quiet, atomically: false, encoding: .utf8)
           let tap = try Tap.open(name: "wire0", queues: queues, create: true)
           return Wire(tap: tap, socket: try hostSide(of: "wire0"))
         })
@@ -177,7 +185,9 @@ final class Wire: Sendable {
     let socket = OwnedFD(adopting: Glibc.socket(AF_PACKET, Int32(SOCK_RAW.rawValue), Int32(everything)))
     guard socket.raw >= 0 else { throw HostError.system(call: "packet socket", code: errno) }
     var index: Int32 = 0
-    guard clx_link_index(socket.raw, name, &index) == 0 else { throw HostError.system(call: "index", code: errno) }
+    guard clx_link_index(socket.raw, name, &index) == 0 else {
+      throw HostError.system(call: "index", code: errno)
+    }
     // struct sockaddr_ll
     var address = [UInt8](repeating: 0, count: 20)
     address.withUnsafeMutableBytes { bytes in

@@ -54,7 +54,8 @@ struct CardTests {
     #expect(Array(bytes[12...]) == frame)
   }
 
-  @Test("NT08 without mergeable buffers a frame that does not fit is dropped, and the buffer kept for the next")
+  @Test(
+    "NT08 without mergeable buffers a frame that does not fit is dropped, and the buffer kept for the next")
   func doesNotFit() throws {
     let card = try Card(.loop, [.version1])
     card.post(0, 300)
@@ -68,7 +69,9 @@ struct CardTests {
     #expect(card.received(0, 212) == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0] + frame)
   }
 
-  @Test("NT08 buffers that cannot hold a header come back empty, in their turn; a header's worth is enough to begin with")
+  @Test(
+    "NT08 buffers that cannot hold a header come back empty, in their turn; a header's worth is enough to begin with"
+  )
   func tinyBuffers() throws {
     let card = try Card(.loop)
     card.receive.add([(Card.data(card.receive), 1, true)])
@@ -179,7 +182,8 @@ struct CardTests {
     #expect(Array(card.received(0, 73)[12...]) == frame)
   }
 
-  @Test("A queue that stops gives unused buffers back to the ring: it resumes where the driver's frames ended")
+  @Test(
+    "A queue that stops gives unused buffers back to the ring: it resumes where the driver's frames ended")
   func stops() throws {
     let card = try Card(.loop)
     for slot in 0..<3 { card.post(slot, 2000) }
@@ -223,7 +227,8 @@ struct ControlTests {
     #expect(card.counter("refusedCommands") == 4)
   }
 
-  @Test("NT09, NT11, NT12 commands that are short, long, unknown or not negotiated are answered with an error")
+  @Test(
+    "NT09, NT11, NT12 commands that are short, long, unknown or not negotiated are answered with an error")
   func refused() throws {
     let card = try card()
     let wrong: [[UInt8]] = [

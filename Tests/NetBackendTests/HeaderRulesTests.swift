@@ -144,8 +144,10 @@ struct NetTermsTests {
     #expect(address.description == "52:54:00:ab:cd:0f")
     #expect(!address.isMulticast)
     #expect(try #require(MACAddress("ff:ff:ff:ff:ff:ff")).isMulticast)
-    for text in ["", "52:54:00:ab:cd", "52:54:00:ab:cd:0f:1", "5:54:00:ab:cd:0f", "g2:54:00:ab:cd:0f", "+2:54:00:ab:cd:0f"]
-    {
+    for text in [
+      "", "52:54:00:ab:cd", "52:54:00:ab:cd:0f:1", "5:54:00:ab:cd:0f", "g2:54:00:ab:cd:0f",
+      "+2:54:00:ab:cd:0f",
+    ] {
       #expect(MACAddress(text) == nil, "\(text)")
     }
   }

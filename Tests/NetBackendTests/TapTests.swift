@@ -48,7 +48,9 @@ struct TapTests {
     for slot in 0..<40 { card.post(slot, 100) }
     for slot in 0..<40 {
       #expect(card.receive.waitUsed()?.length == 72)
-      #expect(Array(card.received(slot, 72)[12...]) == testFrame(60, number: UInt8(slot)), "in order, from the first")
+      #expect(
+        Array(card.received(slot, 72)[12...]) == testFrame(60, number: UInt8(slot)),
+        "in order, from the first")
     }
   }
 
@@ -85,7 +87,8 @@ struct TapTests {
   @Test("The guest is told of the link, and to say where it is when the link comes back")
   func link() throws {
     let wire = try Wire.make()
-    let card = try Card(.tap(wire.tap), [.version1, NetFeature.status, NetFeature.guestAnnounce, NetFeature.controlQueue])
+    let card = try Card(
+      .tap(wire.tap), [.version1, NetFeature.status, NetFeature.guestAnnounce, NetFeature.controlQueue])
     #expect(card.status == 1)
     try wire.set(up: false)
     #expect(card.device.refreshLink())

@@ -14,7 +14,9 @@ public final class NetworkNamespace {
     keeper = try ChildProcess(
       "unshare", ["-n", "sh", "-c", "ip link set lo up && : >\(ready) && exec sleep 100000"],
       log: folder.file("namespace.log"), environment: Self.environment)
-    try keeper.wait(until: "the namespace is made", within: 60) { FileManager.default.fileExists(atPath: ready) }
+    try keeper.wait(until: "the namespace is made", within: 60) {
+      FileManager.default.fileExists(atPath: ready)
+    }
   }
 
   /// Administrators' tools too.
