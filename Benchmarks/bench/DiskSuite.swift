@@ -7,6 +7,8 @@ struct DiskSuite {
   /// Its name, as `scripts/bench NAME` takes it.
   let name: String
   let storage: Storage
+  /// What the storage is in, for as long as the suite runs; nil: nothing.
+  var file: StorageFile?
   let workloads: [(Workload, Targets)]
   /// Those whose system calls are counted.
   let counted: [(Workload, Target?)]
@@ -21,6 +23,7 @@ struct DiskSuite {
   }
 
   func run(_ pace: Pace) throws -> [Row] {
+    defer { withExtendedLifetime(file) {} }
     let ours = try DiskServer.ours(storage, queues: 4)
     let peer = try DiskServer.peer(storage, queues: 4)
     defer {

@@ -37,7 +37,7 @@ extension DiskSuite {
   /// A memory file system.
   static func tmpfs(quick: Bool, file: StorageFile, bytes: Int) -> DiskSuite {
     DiskSuite(
-      name: "tmpfs", storage: Storage(kind: .file(path: file.path, direct: false), bytes: bytes),
+      name: "tmpfs", storage: Storage(kind: .file(path: file.path, direct: false), bytes: bytes), file: file,
       workloads: loads(
         quick, depth32: Targets(rate: 1e6, processor: 1.0), depth1: .none),
       counted: [(Workload(), .atMost(0.1)), (.with { $0.operation = "write" }, nil)])
@@ -46,7 +46,7 @@ extension DiskSuite {
   /// A file of a disk's file system, all of it in the page cache.
   static func cached(quick: Bool, file: StorageFile, bytes: Int) -> DiskSuite {
     DiskSuite(
-      name: "cached", storage: Storage(kind: .file(path: file.path, direct: false), bytes: bytes),
+      name: "cached", storage: Storage(kind: .file(path: file.path, direct: false), bytes: bytes), file: file,
       workloads: loads(quick, depth32: Targets(ratio: 2.5, processor: 2.1), depth1: .none),
       counted: [(Workload(), .atMost(0.1)), (.with { $0.operation = "write" }, nil)])
   }
@@ -54,7 +54,7 @@ extension DiskSuite {
   /// The same file past the page cache.
   static func direct(quick: Bool, file: StorageFile, bytes: Int) -> DiskSuite {
     DiskSuite(
-      name: "direct", storage: Storage(kind: .file(path: file.path, direct: true), bytes: bytes),
+      name: "direct", storage: Storage(kind: .file(path: file.path, direct: true), bytes: bytes), file: file,
       workloads: loads(quick, depth32: Targets(ratio: 1.0, processor: 5.0), depth1: Targets(ratio: 1.0)),
       counted: [(Workload(), .atMost(1.1))])
   }

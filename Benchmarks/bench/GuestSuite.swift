@@ -19,6 +19,7 @@ enum GuestSuite {
     Progress.note("guest: boots")
     let bytes = 256 << 20
     let files = try (0..<2).map { _ in try StorageFile(in: folder, bytes: bytes) }
+    defer { withExtendedLifetime(files) {} }
     let ours = try BackendProcess.disk(files[0].path)
     var configuration = GuestConfiguration()
     configuration.attachDisk(ours, slot: oursSlot)
