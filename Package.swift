@@ -139,6 +139,12 @@ let package = Package(
         .product(name: "Logging", package: "swift-log"),
       ], path: "Fuzz/Targets", swiftSettings: relaxed),
     .testTarget(name: "FuzzTests", dependencies: ["FuzzTargets"], swiftSettings: relaxed),
+    .target(name: "MallocCount", path: "Tests/Support/MallocCount"),
+    .testTarget(
+      name: "SpeedTests",
+      dependencies: [
+        "DeviceKit", "VirtQueue", "HostIO", "VhostFrontend", "TestSupport", "GuestHarness", "MallocCount",
+      ], exclude: ["instructions.json"], swiftSettings: relaxed),
     .testTarget(name: "HouseTests", dependencies: ["TestSupport"], swiftSettings: relaxed),
   ]
 )
