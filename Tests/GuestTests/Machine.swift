@@ -126,3 +126,12 @@ struct MachineTrait: SuiteTrait, TestScoping {
 extension SuiteTrait where Self == MachineTrait {
   static var machine: Self { MachineTrait() }
 }
+
+extension Trait where Self == ConditionTrait {
+  /// Runs under scripts/endure only.
+  static var enduring: Self {
+    .enabled(
+      if: Environment.value("VHOST_SWIFTD_ROUNDS") != nil && !BackendProcess.standIn,
+      "takes long: scripts/endure runs it")
+  }
+}

@@ -5,7 +5,7 @@ import GuestHarness
 import Testing
 
 extension InAGuest {
-  @Suite("A disk whose process dies")
+  @Suite("A disk whose process dies", .enduring)
   @GuestThread
   struct Restart {
     @Test(
@@ -71,10 +71,10 @@ extension InAGuest {
     private func waitWrites(_ guest: Guest, _ disk: String, _ count: Int) throws {
       try guest.check(
         """
-        done() { awk '{ print $5 }' /sys/block/\(disk)/stat; }
-        goal=$(($(done) + \(count)))
+        writes() { awk '{ print $5 }' /sys/block/\(disk)/stat; }
+        goal=$(($(writes) + \(count)))
         for i in $(seq 1200); do
-          [ $(done) -ge $goal ] && exit 0
+          [ $(writes) -ge $goal ] && exit 0
           [ -e /tmp/result ] && break
           sleep 0.1
         done
