@@ -47,6 +47,9 @@ let package = Package(
     .target(
       name: "NetBackend", dependencies: ["DeviceKit", "VirtQueue", "HostIO"], swiftSettings: strict),
     .target(
+      name: "SwitchBackend", dependencies: ["NetBackend", "DeviceKit", "VirtQueue", "HostIO", "CLinux"],
+      swiftSettings: strict),
+    .target(
       name: "VhostUser",
       dependencies: [
         "DeviceKit", "VirtQueue", "HostIO", .product(name: "Logging", package: "swift-log"),
@@ -58,7 +61,8 @@ let package = Package(
     .executableTarget(
       name: "vhost-swiftd",
       dependencies: [
-        "BlockBackend", "NetBackend", "EntropyDevice", "ServiceConfig", "VhostUser", "DeviceKit", "HostIO",
+        "BlockBackend", "NetBackend", "SwitchBackend", "EntropyDevice", "ServiceConfig", "VhostUser", "DeviceKit",
+        "HostIO",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Logging", package: "swift-log"),
       ], swiftSettings: strict),
@@ -117,6 +121,12 @@ let package = Package(
       name: "NetBackendTests",
       dependencies: ["NetBackend", "DeviceKit", "VirtQueue", "HostIO", "CLinux", "TestSupport"],
       swiftSettings: relaxed),
+    .testTarget(
+      name: "SwitchBackendTests",
+      dependencies: [
+        "SwitchBackend", "NetBackend", "VhostUser", "DeviceKit", "VirtQueue", "HostIO", "CLinux",
+        "VhostFrontend", "TestSupport", .product(name: "Logging", package: "swift-log"),
+      ], swiftSettings: relaxed),
     .testTarget(
       name: "VhostFrontendTests", dependencies: ["VhostFrontend", "CLinux", "HostIO", "TestSupport"],
       swiftSettings: relaxed),

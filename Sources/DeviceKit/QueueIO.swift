@@ -54,6 +54,15 @@ import VirtQueue
     return chain
   }
 
+  /// The next available chain, outside this queue's share: for what a neighbour hands over, whose share it is
+  /// (`NeighbourWorker`).
+  @inlinable @inline(__always)
+  public mutating func pull() -> Chain? {
+    guard let chain = ring.next() else { return nil }
+    taken &+= 1
+    return chain
+  }
+
   /// Gives a chain back. `written`: bytes written from the start of its writable part (virtio 1.3 §2.7.8.2).
   @inlinable @inline(__always)
   public mutating func complete(_ chain: consuming Chain, written: UInt32) {

@@ -203,7 +203,7 @@ struct QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: ~Copyab
   }
 
   @usableFromInline mutating func park() -> Bool {
-    guard isEnabled || W.servesDisabled, !draining, !io.isThrottled else { return false }
+    guard W.wantsKicks, isEnabled || W.servesDisabled, !draining, !io.isThrottled else { return false }
     // The look itself may find that a page is gone: that wants a turn.
     return io.ring.park() || clx_shared_lost() != lostSeen
   }

@@ -41,6 +41,29 @@ public struct QueueStart: ~Copyable {
   }
 }
 
+extension QueueStart {
+  /// As `run`, for a worker that other queues of the same thread hand things to: `open` gets the way there, on the queue's
+  /// thread, when the queue starts. It is to be let go when the worker's `drain` is called.
+  @inlinable
+  public consuming func run<W: NeighbourWorker & ~Copyable>(
+    _ make: @escaping @Sendable () -> W, reachable open: @escaping @Sendable (QueueDoor<W.Parcel>) -> Void
+  ) {
+    let packed = features.contains(.packedRing)
+    launch.makeRunner = { place throws(RingLayoutError) in
+      if packed {
+        let ring = try PackedRing(place.layout, map: place.map, inflight: place.inflight)
+        let runner = RunnerBox(ring: ring, worker: make(), place: place)
+        open(QueueDoor { runner.hand($0) })
+        return RunnerEntry(runner, turn: { runner.turn() }, reap: { runner.reap() })
+      }
+      let ring = try SplitRing(place.layout, map: place.map, inflight: place.inflight)
+      let runner = RunnerBox(ring: ring, worker: make(), place: place)
+      open(QueueDoor { runner.hand($0) })
+      return RunnerEntry(runner, turn: { runner.turn() }, reap: { runner.reap() })
+    }
+  }
+}
+
 /// Makes the runner of a queue, on the queue's thread.
 @usableFromInline typealias RunnerMaker = @Sendable (RunnerPlace) throws(RingLayoutError) -> RunnerEntry
 

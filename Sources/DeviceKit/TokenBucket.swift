@@ -67,6 +67,24 @@ public final class TokenBucket: Sendable {
     }
   }
 
+  /// Takes `amount` tokens if they are there now; nobody waits for them.
+  public func take(_ amount: UInt64, at now: UInt64) -> Bool {
+    let rate = perSecond.load(ordering: .relaxed)
+    guard rate > 0, amount > 0 else { return true }
+    let cost = Self.time(amount, at: rate)
+    let moment = now &* Self.ticks
+    let latest = moment &+ max(cost, fillTime.load(ordering: .relaxed))
+    var before = fullAt.load(ordering: .relaxed)
+    while true {
+      let after = max(before, moment) &+ cost
+      guard after <= latest else { return false }
+      let (taken, current) = fullAt.weakCompareExchange(
+        expected: before, desired: after, ordering: .relaxed)
+      if taken { return true }
+      before = current
+    }
+  }
+
   /// How long `amount` tokens take to come in, in ticks, to the nearest.
   private static func time(_ amount: UInt64, at rate: UInt64) -> UInt64 {
     let product = amount.multipliedFullWidth(by: 1_000_000_000 * ticks)

@@ -114,6 +114,9 @@ public protocol QueueWorker: ~Copyable, SendableMetatype {
   mutating func service<R: VirtRing & ~Copyable>(_ q: inout QueueIO<R>)
   /// One operation that this worker submitted has ended.
   mutating func completed<R: VirtRing & ~Copyable>(_ completion: Completion, _ q: inout QueueIO<R>)
+  /// Whether a chain that comes while the thread sleeps wakes it. A worker that takes its chains only when something comes from
+  /// elsewhere does without, and its driver without kicks.
+  static var wantsKicks: Bool { get }
   /// Whether `serviceDisabled` is called in place of `service` while the front-end has the queue disabled. Else nothing is.
   static var servesDisabled: Bool { get }
   mutating func serviceDisabled<R: VirtRing & ~Copyable>(_ q: inout QueueIO<R>)
@@ -124,6 +127,7 @@ public protocol QueueWorker: ~Copyable, SendableMetatype {
 
 extension QueueWorker where Self: ~Copyable {
   public mutating func completed<R: VirtRing & ~Copyable>(_ completion: Completion, _ q: inout QueueIO<R>) {}
+  @inlinable public static var wantsKicks: Bool { true }
   @inlinable public static var servesDisabled: Bool { false }
   public mutating func serviceDisabled<R: VirtRing & ~Copyable>(_ q: inout QueueIO<R>) {}
   public mutating func drain<R: VirtRing & ~Copyable>(_ q: inout QueueIO<R>) {}

@@ -23,6 +23,7 @@ public enum ConfigFile {
   private enum Value: Decodable {
     case text(String)
     case flag(Bool)
+    case list([String])
 
     init(from decoder: any Decoder) throws {
       let container = try decoder.singleValueContainer()
@@ -32,6 +33,8 @@ public enum ConfigFile {
         self = .text(String(number))
       } else if let number = try? container.decode(Double.self) {
         self = .text(String(number))
+      } else if let list = try? container.decode([String].self) {
+        self = .list(list)
       } else {
         self = .text(try container.decode(String.self))
       }
@@ -74,12 +77,13 @@ public enum ConfigFile {
     _ device: [String: Value], at place: String
   ) throws(ConfigFileError) -> ConfiguredDevice {
     guard case .text(let name) = device["device"] else {
-      throw .wrong("\(place): \"device\" is missing: expected \"blk\", \"net\" or \"rng\"")
+      throw .wrong("\(place): \"device\" is missing: expected \"blk\", \"net\", \"rng\" or \"switch\"")
     }
     var arguments = [name]
     for (key, value) in device.sorted(by: { $0.key < $1.key }) where key != "device" {
       switch value {
       case .text(let text): arguments += ["--\(key)=\(text)"]
+      case .list(let list): arguments += list.map { "--\(key)=\($0)" }
       case .flag(true): arguments += ["--\(key)"]
       case .flag(false): break
       }

@@ -77,7 +77,7 @@ struct BlkCommand: ServiceCommand {
   @Flag(help: "Watch the image's size and tell the guest; without it, SIGHUP asks for a look.")
   var watchSize = false
 
-  var limits: RateLimits { limitOptions.limits }
+  var limit: RateLimits { limitOptions.limits }
 
   enum Switch: String, ExpressibleByArgument, CaseIterable { case on, off }
   enum FullStorage: String, ExpressibleByArgument, CaseIterable { case report, wait }
@@ -127,7 +127,7 @@ struct BlkCommand: ServiceCommand {
     let watch =
       try watchSize
       ? SizeWatch(path: blkFile ?? "", refresh: device.refreshSize) : SizeWatch(onRequest: device.refreshSize)
-    return try Service(service, device, watch: watch, limits: (device.limiter, limits))
+    return try Service(service, device, watch: watch, limits: (device.limiter, limit))
   }
 
   private func openImage() throws(Failure) -> BlockImage {

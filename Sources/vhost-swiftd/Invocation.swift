@@ -34,7 +34,10 @@ enum Invocation {
       result.append(argument)
       guard argument.hasPrefix("--"), argument != "--help" else { continue }
       let name = argument.prefix { $0 != "=" }
-      guard seen.insert(name).inserted else { throw .usage("\(name) is given twice: expected once") }
+      // A switch has several ports.
+      guard seen.insert(name).inserted || name == "--port" else {
+        throw .usage("\(name) is given twice: expected once")
+      }
     }
     return result + arguments.drop { $0 != "--" }
   }

@@ -35,7 +35,8 @@ struct Program: ParsableCommand {
       """,
     version: version,
     subcommands: [
-      BlkCommand.self, NetCommand.self, RngCommand.self, ServeCommand.self, SelftestCommand.self,
+      BlkCommand.self, NetCommand.self, RngCommand.self, SwitchCommand.self, ServeCommand.self,
+      SelftestCommand.self,
     ])
 
   static let version = "0.1.0"
@@ -69,7 +70,7 @@ struct Program: ParsableCommand {
 
   /// Without a device there is nothing to serve.
   func run() throws {
-    throw Failure.usage("no device is given: expected blk, net, rng or serve (see --help)")
+    throw Failure.usage("no device is given: expected blk, net, rng, switch or serve (see --help)")
   }
 }
 

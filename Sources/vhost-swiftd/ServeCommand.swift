@@ -11,8 +11,8 @@ struct ServeCommand: ParsableCommand {
     abstract: "Serves several devices in one process, as a JSON file says.",
     discussion: """
       The file holds {"devices": [{"device": "blk", "socket-path": "a.sock", "blk-file": "a.img", "threads": 2}, …]}: \
-      for each device, its subcommand and that subcommand's long options, with a text, a number, or true for an option \
-      that takes no value. Devices fail, reconnect and end by themselves. share/config.schema.json describes the file.
+      for each device, its subcommand and that subcommand's long options, with a text, a number, true for an option \
+      that takes no value, or a list for one that may be given several times (the port of a switch). Devices fail, reconnect and end by themselves. share/config.schema.json describes the file.
 
       SIGHUP reads the file again and takes up the limits in it (iops, bandwidth and their like), without an interruption. \
       Nothing else of a running device changes: a file with other changes in it is refused whole, with one line.
@@ -51,7 +51,7 @@ struct ServeCommand: ParsableCommand {
     }
     var services: [Service] = []
     do {
-      for device in devices { services.append(try Self.service(device.place, device.arguments)) }
+      for device in devices { services += try Self.services(device.place, device.arguments) }
     } catch {
       for service in services { service.withdraw() }
       throw error
@@ -65,7 +65,8 @@ struct ServeCommand: ParsableCommand {
     guard now.map({ Limits.fixed($0.arguments) }) == running.map(Limits.fixed) else {
       throw Failure.usage("'\(config)' has changes that a running process cannot take up")
     }
-    let limits = try now.map { try Self.command($0.place, $0.arguments) { $0.limits } }
+    // A switch has no limits of this kind, and as many services as ports.
+    let limits = try now.flatMap { try Self.command($0.place, $0.arguments) { $0.limits } }
     for (service, limits) in zip(services, limits) { service.limit(limits) }
   }
 
@@ -79,21 +80,20 @@ struct ServeCommand: ParsableCommand {
     }
   }
 
-  /// A device as its subcommand makes it.
-  private static func service(_ place: String, _ arguments: [String]) throws -> Service {
-    try command(place, arguments) { try $0.makeService() }
+  /// A device, or a group of them, as its subcommand makes it.
+  private static func services(_ place: String, _ arguments: [String]) throws -> [Service] {
+    try command(place, arguments) { try $0.makeServices() }
   }
 
   /// A device's subcommand, and what is to be had of it; what is wrong is told with its place in the file.
   private static func command<Value>(
-    _ place: String, _ arguments: [String], _ use: (any ServiceCommand) throws -> Value
+    _ place: String, _ arguments: [String], _ use: (any ServiceGroup) throws -> Value
   ) throws -> Value {
     do {
-      guard let command = try Program.parseAsRoot(arguments) as? any ServiceCommand else {
-        throw Failure.usage("'\(arguments.first ?? "")' is no device: expected blk, net or rng")
+      guard let command = try Program.parseAsRoot(arguments) as? any ServiceGroup else {
+        throw Failure.usage("'\(arguments.first ?? "")' is no device: expected blk, net, rng or switch")
       }
-      guard command.service.stats == nil, command.service.drainTimeout == nil, command.service.sandbox.isUnset
-      else {
+      guard !command.setsProcess else {
         throw Failure.usage(
           "stats, drain-timeout, sandbox and user are the process's: give them on the command line")
       }
@@ -106,21 +106,36 @@ struct ServeCommand: ParsableCommand {
   }
 }
 
+/// A subcommand that serves devices.
+protocol ServiceGroup: ParsableCommand {
+  /// Whether its options say something about the whole process: statistics, the end.
+  var setsProcess: Bool { get }
+  /// What each of its devices may move, in the order of its services.
+  var limits: [RateLimits] { get }
+  /// Opens and makes everything that the devices need.
+  func makeServices() throws -> [Service]
+}
+
 /// A subcommand that serves one device.
-protocol ServiceCommand: ParsableCommand {
+protocol ServiceCommand: ServiceGroup {
   var service: ServiceOptions { get }
   /// What the device may move.
-  var limits: RateLimits { get }
+  var limit: RateLimits { get }
   /// Opens and makes everything that the device needs.
   func makeService() throws -> Service
 }
 
 extension ServiceCommand {
-  var limits: RateLimits { RateLimits() }
+  var setsProcess: Bool {
+    service.stats != nil || service.drainTimeout != nil || !service.sandbox.isUnset
+  }
+  var limit: RateLimits { RateLimits() }
+  var limits: [RateLimits] { [limit] }
+  func makeServices() throws -> [Service] { [try makeService()] }
 
   func run() throws {
     let loop = try ServiceLoop(
       stats: service.stats, drainTimeout: service.drainTimeout, sandbox: service.sandbox)
-    try loop.run([makeService()])
+    try loop.run(makeServices())
   }
 }

@@ -12,7 +12,8 @@ import VhostUser
 final class Service {
   let name: String
   let host: DeviceHost
-  let threads: [QueueThread]
+  private let shared: SharedThreads
+  var threads: [QueueThread] { shared.threads }
   let server: VhostUserServer
   let watch: SizeWatch
   private let limiter: RateLimiter?
@@ -22,10 +23,10 @@ final class Service {
   private(set) var hasEnded = false
 
   /// Opens and makes everything; nothing runs yet. `watch`: how a change of the device from outside is noticed; `limits`: what
-  /// enforces the device's limits, and what they are at first.
+  /// enforces the device's limits, and what they are at first; `threads`: those that it shares with others, nil: its own.
   init(
     _ options: ServiceOptions, _ device: any VirtioDevice, watch: consuming SizeWatch,
-    limits: (limiter: RateLimiter, first: RateLimits)? = nil
+    limits: (limiter: RateLimiter, first: RateLimits)? = nil, threads: SharedThreads? = nil
   ) throws {
     name = device.identity.name
     self.watch = watch
@@ -34,8 +35,9 @@ final class Service {
     sandboxNeeds = Self.needs(options, device)
     log = Self.logger(options.logLevel, name)
     do {
-      threads = try Self.makeThreads(options, device)
-      host = try DeviceHost(device: device, threads: threads)
+      shared = try threads ?? SharedThreads(Self.makeThreads(options, device))
+      shared.join()
+      host = try DeviceHost(device: device, threads: shared.threads)
       server = try VhostUserServer(
         host: host, endpoint: try Self.endpoint(options), log: log, offersStatus: options.vhostStatus)
     } catch let error as HostError {
@@ -45,11 +47,8 @@ final class Service {
 
   /// Starts the threads; the server waits for `open`. True where the rings could be restricted, if that was asked for.
   func start(restricted: Bool) throws(HostError) -> Bool {
-    var whole = true
-    for thread in threads {
-      if restricted, try !thread.restrict() { whole = false }
-      if let warning = try thread.start() { log.warning("\(warning): the thread runs where it may") }
-    }
+    let (whole, warnings) = try shared.start(restricted: restricted)
+    for warning in warnings { log.warning("\(warning): the thread runs where it may") }
     try server.start(held: true)
     return whole
   }
@@ -66,7 +65,7 @@ final class Service {
   /// The server has ended: everything else ends.
   func finish() {
     server.finish()
-    for thread in threads { thread.finish() }
+    shared.leave()
     hasEnded = true
   }
 

@@ -11,6 +11,8 @@ private let arrows: [(folder: String, imports: Set<String>)] = [
   ("Sources/DeviceKit", ["VirtQueue", "HostIO", "CLinux"]),
   ("Sources/BlockBackend", ["DeviceKit", "VirtQueue", "HostIO", "CLinux"]),
   ("Sources/NetBackend", ["DeviceKit", "VirtQueue", "HostIO", "CLinux"]),
+  // A switch's ports are network cards: frames, headers and features are NetBackend's.
+  ("Sources/SwitchBackend", ["NetBackend", "DeviceKit", "VirtQueue", "HostIO", "CLinux"]),
   ("Sources/VhostUser", ["DeviceKit", "VirtQueue", "HostIO", "CLinux", "Logging"]),
   // The driver's side shares nothing with what it tests.
   ("Sources/VhostFrontend", ["HostIO", "CLinux"]),
@@ -18,8 +20,8 @@ private let arrows: [(folder: String, imports: Set<String>)] = [
   (
     "Sources/vhost-swiftd",
     [
-      "ServiceConfig", "BlockBackend", "NetBackend", "EntropyDevice", "VhostUser", "DeviceKit", "HostIO",
-      "CLinux",
+      "ServiceConfig", "BlockBackend", "NetBackend", "SwitchBackend", "EntropyDevice", "VhostUser", "DeviceKit",
+      "HostIO", "CLinux",
       "ArgumentParser",
       "Logging", "FoundationEssentials",
     ]

@@ -1,5 +1,6 @@
 #pragma once
 #include "clx_atomics.h"
+#include "clx_checksum.h"
 #include "clx_net.h"
 #include "clx_sandbox.h"
 #include "clx_shared.h"
