@@ -64,8 +64,7 @@ enum Callgrind {
       "valgrind",
       [
         "--tool=callgrind", "--callgrind-out-file=\(folder.file("out"))", "--toggle-collect=*devicePart*",
-        program,
-        "--only", kind, "--runs", "1", "100",
+        bare, "--only", kind, "--runs", "1", "100",
       ], timeout: 300)
     // ==123== Collected : 456
     let line = output.split(separator: "\n").first { $0.contains("Collected :") }
