@@ -3,6 +3,7 @@
 
 #include <linux/ethtool.h>
 #include <linux/if.h>
+#include <linux/if_bridge.h>
 #include <linux/if_tun.h>
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
@@ -112,6 +113,19 @@ int clx_bridge_add(int socket, const char *bridge, int32_t index) {
   struct ifreq request = request_for(bridge);
   request.ifr_ifindex = index;
   return ioctl(socket, SIOCBRADDIF, &request);
+}
+
+int clx_bridge_has(int socket, const char *bridge, int32_t index) {
+  // By port number, 0 where there is none.
+  int indices[1024] = {0};
+  unsigned long arguments[4] = {BRCTL_GET_PORT_LIST, (unsigned long)indices, 1024, 0};
+  struct ifreq request = request_for(bridge);
+  request.ifr_data = (void *)arguments;
+  if (ioctl(socket, SIOCDEVPRIVATE, &request) < 0) return 0;
+  for (int port = 0; port < 1024; port++) {
+    if (indices[port] == index) return 1;
+  }
+  return 0;
 }
 
 int clx_unshare_network(void) { return unshare(CLONE_NEWNET); }

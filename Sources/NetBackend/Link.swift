@@ -65,17 +65,9 @@ final class Link: Sendable {
   // SAFETY: a NUL-terminated copy of the name.
   func addToBridge(_ index: Int32) -> Bool { unsafe clx_bridge_add(socket.raw, name, index) == 0 }
 
-  /// The bridge it is in; nil: none, or that cannot be told.
-  var bridge: String? {
-    // SAFETY: fills at most the array, which ends with a zero.
-    var target = [CChar](repeating: 0, count: 256)
-    let count = unsafe target.withUnsafeMutableBufferPointer { buffer in
-      guard let base = buffer.baseAddress else { return -1 }
-      return unsafe readlink("/sys/class/net/\(name)/master", base, buffer.count - 1)
-    }
-    guard count > 0 else { return nil }
-    return Self.text(target).split(separator: "/").last.map(String.init)
-  }
+  /// As a bridge: whether an interface is one of its ports.
+  // SAFETY: a NUL-terminated copy of the name.
+  func hasPort(_ index: Int32) -> Bool { unsafe clx_bridge_has(socket.raw, name, index) == 1 }
 
   private static func text(_ characters: [CChar]) -> String {
     String(decoding: characters.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)

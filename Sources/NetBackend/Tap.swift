@@ -193,7 +193,7 @@ public final class Tap: Sendable {
     if !other.addToBridge(index) {
       let code = errno
       // In that bridge already: after a crash, say. In another one it is refused here too, by the same code.
-      if code == EBUSY, link.bridge == bridge { return }
+      if code == EBUSY, other.hasPort(index) { return }
       throw .bridgeRefused(bridge, code: code)
     }
   }

@@ -45,6 +45,9 @@ int clx_link_driver(int socket, const char *name, char *driver, char *bus);
 int clx_link_speed(int socket, const char *name, uint32_t *speed, uint8_t *duplex);
 /// Puts an interface into a bridge (SIOCBRADDIF).
 int clx_bridge_add(int socket, const char *bridge, int32_t index);
+
+/// 1 where an interface is a bridge's port already; asked of the socket's own namespace, which sysfs may not show.
+int clx_bridge_has(int socket, const char *bridge, int32_t index);
 /// Gives the calling thread a network namespace of its own (unshare, CLONE_NEWNET).
 int clx_unshare_network(void);
 /// A non-blocking socket that becomes readable when an interface changes (rtnetlink, RTMGRP_LINK).
