@@ -61,7 +61,8 @@ let package = Package(
     .executableTarget(
       name: "vhost-swiftd",
       dependencies: [
-        "BlockBackend", "NetBackend", "SwitchBackend", "EntropyDevice", "ServiceConfig", "VhostUser", "DeviceKit",
+        "BlockBackend", "NetBackend", "SwitchBackend", "EntropyDevice", "ServiceConfig", "VhostUser",
+        "DeviceKit",
         "HostIO",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Logging", package: "swift-log"),

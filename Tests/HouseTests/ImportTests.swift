@@ -20,7 +20,8 @@ private let arrows: [(folder: String, imports: Set<String>)] = [
   (
     "Sources/vhost-swiftd",
     [
-      "ServiceConfig", "BlockBackend", "NetBackend", "SwitchBackend", "EntropyDevice", "VhostUser", "DeviceKit",
+      "ServiceConfig", "BlockBackend", "NetBackend", "SwitchBackend", "EntropyDevice", "VhostUser",
+      "DeviceKit",
       "HostIO", "CLinux",
       "ArgumentParser",
       "Logging", "FoundationEssentials",
