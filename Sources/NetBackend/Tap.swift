@@ -82,10 +82,11 @@ public final class Tap: Sendable {
     }
     // One queue: of a tap that was made with several, if need be.
     var multiQueue = count > 1
+    let patience = ContinuousClock.now + handover
     var opened: [Queue] = []
     for index in 0..<max(1, count) {
       let queue = try openQueue()
-      if attach(queue, name, multiQueue) {
+      if attach(queue, name, multiQueue, until: patience) {
         opened.append(queue)
         continue
       }
@@ -156,6 +157,21 @@ public final class Tap: Sendable {
     let raw = unsafe clx_open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC, 0)
     guard raw >= 0 else { throw .noTunDevice(code: errno) }
     return Queue(OwnedFD(adopting: raw))
+  }
+
+  /// How long a tap that is in use is waited for. The kernel takes a killed process's rings apart a while after its end is
+  /// seen, and its tap goes with them.
+  private static let handover = Duration.seconds(2)
+
+  private static func attach(
+    _ queue: Queue, _ name: String, _ multiQueue: Bool, until patience: ContinuousClock.Instant
+  ) -> Bool {
+    while !attach(queue, name, multiQueue) {
+      guard errno == EBUSY || errno == E2BIG, ContinuousClock.now < patience else { return false }
+      // Nobody tells when it is free: look again soon.
+      _ = poll(nil, 0, 20)
+    }
+    return true
   }
 
   private static func attach(_ queue: Queue, _ name: String, _ multiQueue: Bool) -> Bool {

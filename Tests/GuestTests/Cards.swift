@@ -105,11 +105,13 @@ struct Networked {
       within: Double(seconds + 30))
   }
 
-  /// Moves so many bytes each way over TCP and compares their checksums.
+  /// Moves so many bytes each way over TCP and compares their checksums. Each side's `nc` ends when the other one hangs up,
+  /// whatever is still under way: the side that only receives keeps its input, a pipe, open.
   func transfer(_ card: NetCard, mebibytes: Int = 4) throws {
     let bytes = mebibytes << 20
     let folder = try TemporaryFolder()
-    let script = "busybox nc -l -p 7000 </dev/null >\(folder.file("in"))"
+    let silence = folder.file("silence")
+    let script = "mkfifo \(silence); busybox nc -l -p 7000 <>\(silence) >\(folder.file("in"))"
     let server = try card.namespace.start("sh", ["-c", script])
     try waitListening(card, 7000, server)
     let sent = try guest.check(
@@ -120,7 +122,9 @@ struct Networked {
     try requireSame(sent, arrived, "guest to host")
     let back = try card.namespace.start("sh", ["-c", "busybox nc -l -p 7001 <\(folder.file("in"))"])
     try waitListening(card, 7001, back)
-    let received = try guest.check("nc \(card.hostAddress) 7001 </dev/null | sha256sum", within: 120)
+    let received = try guest.check(
+      "[ -p /tmp/silence ] || mkfifo /tmp/silence; nc \(card.hostAddress) 7001 <>/tmp/silence | sha256sum",
+      within: 120)
     try requireSame(received, arrived, "host to guest")
   }
 
