@@ -73,6 +73,12 @@ final class Daemon {
     guard listens else { return }
     let socket = folder.file("s")
     try process.wait(until: "its socket listens", within: 60) { access(socket, F_OK) == 0 }
+    // Its socket has its name before its sandbox and its threads are made, which open and close descriptors: what it holds is
+    // steady once it serves. A command that only runs it is another process.
+    let facts = ProcessFacts(process)
+    try process.wait(until: "it serves", within: 60) {
+      !facts.name.hasPrefix("vhost-swiftd") || facts.threadTimes.keys.contains("control")
+    }
   }
 
   /// A disk at `{folder}/s`, of 8 MiB where no image is given.

@@ -12,6 +12,9 @@ struct ProcessFacts {
     String(decoding: FileManager.default.contents(atPath: "/proc/\(pid)/\(name)") ?? Data(), as: UTF8.self)
   }
 
+  /// What its main thread is called: the program's name, of 15 bytes at most.
+  var name: String { text("comm").trimmingCharacters(in: .newlines) }
+
   /// Processor time of all threads so far, in seconds.
   var processorTime: Double {
     var clock = clockid_t()
