@@ -81,6 +81,12 @@ struct SandboxTests {
     // One sector, from an odd address: past the page cache it is copied on the helper.
     try driver.write(sector: 3, Array(data[..<512]))
     #expect(try driver.read(sector: 3, bytes: 512) == Array(data[..<512]))
+    // The front-end is told of a new size, over its channel.
+    let (channel, ack) = try driver.connection.openBackendChannel()
+    #expect(!ack.isNack && truncate(image.path, image.bytes * 2) == 0)
+    daemon.process.signal(SIGHUP)
+    #expect(try channel.receive(timeout: .seconds(20)).request == .configChange)
+    #expect(try driver.refreshConfig().capacity == UInt64(image.bytes * 2 / 512))
     try daemon.stop()
   }
 

@@ -54,7 +54,7 @@ extension SeccompRule {
   /// Reading and writing what is open; sockets that are there, and descriptors that come over them.
   private static var descriptors: [SeccompRule] {
     [
-      .read, .write, .readv, .writev, .recvmsg, .sendmsg, .accept4, .shutdown, .close, .dup, .fstat,
+      .read, .write, .readv, .writev, .recvmsg, .sendmsg, .sendto, .accept4, .shutdown, .close, .dup, .fstat,
       .newfstatat,
       .statx, .fstatfs, .lseek, .ftruncate, .eventfd2, .memfdCreate, .getsockopt, .setsockopt, .getsockname,
     ].map { SeccompRule($0) } + [
