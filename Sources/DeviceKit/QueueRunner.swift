@@ -113,6 +113,7 @@ struct QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: ~Copyab
   /// The memory that the queue works in, and how many lost pages of this process it has looked into.
   private var map: GuestMemoryMap
   private let inflight: InflightArea?
+  private var log: DirtyLog?
   @usableFromInline var lostSeen: UInt64 = 0
 
   @usableFromInline
@@ -127,6 +128,7 @@ struct QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: ~Copyab
     isEnabled = place.enabled
     map = place.map
     inflight = place.inflight
+    log = place.log?.log
     io.ring.setLog(place.log)
   }
 
@@ -161,7 +163,7 @@ struct QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: ~Copyab
 
   @usableFromInline @inline(never) mutating func lookIntoLoss(_ lost: UInt64) {
     lostSeen = lost
-    if !map.isWhole || inflight?.isWhole == false { io.ring.fail(.memoryLost) }
+    if !map.isWhole || inflight?.isWhole == false || log?.isWhole == false { io.ring.fail(.memoryLost) }
   }
 
   @inlinable mutating func publish() {
@@ -227,7 +229,10 @@ struct QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: ~Copyab
     return io.ring.move(to: map)
   }
 
-  @usableFromInline mutating func setLog(_ log: QueueLog?) { io.ring.setLog(log) }
+  @usableFromInline mutating func setLog(_ log: QueueLog?) {
+    self.log = log?.log
+    io.ring.setLog(log)
+  }
 
   @usableFromInline @inline(never) mutating func reportFault() {
     faultReported = true

@@ -38,7 +38,7 @@ extension DirtyLog {
         file: file, offset: start, length: Int(end - start), pageSize: facts.pageSize)
       // SAFETY: `size` bytes from there are in the mapping, which the log keeps.
       unsafe self.init(
-        base: mapping.base + Int(offset - start), byteCount: Int(size), owner: mapping)
+        base: mapping.base + Int(offset - start), byteCount: Int(size), owner: mapping, cutOff: mapping.lost)
     } catch {
       throw .file(error)
     }

@@ -13,13 +13,23 @@ import Synchronization
   private let byteCount: UInt64
   private let owner: any AnyObject & Sendable
   private let lost = Atomic<UInt64>(0)
+  // SAFETY: one word, alive as long as `owner`, read atomically.
+  /// Counts pages of the log itself that were gone when they were touched; nil where none can go.
+  private nonisolated(unsafe) let cutOff: UnsafeMutablePointer<UInt64>?
 
   // SAFETY: the caller promises what is stated above.
-  public init(base: UnsafeMutableRawPointer, byteCount: Int, owner: any AnyObject & Sendable) {
+  public init(
+    base: UnsafeMutableRawPointer, byteCount: Int, owner: any AnyObject & Sendable,
+    cutOff: UnsafeMutablePointer<UInt64>? = nil
+  ) {
     unsafe self.base = unsafe base
+    unsafe self.cutOff = unsafe cutOff
     self.byteCount = UInt64(max(0, byteCount))
     self.owner = owner
   }
+
+  /// Whether every page of the log was there when it was touched: no mark went nowhere.
+  public var isWhole: Bool { unsafe cutOff.map { unsafe clx_load_relaxed_u64($0) == 0 } ?? true }
 
   /// Pages that were to be marked and lie beyond the log's end.
   public var lostPages: UInt64 { lost.load(ordering: .relaxed) }

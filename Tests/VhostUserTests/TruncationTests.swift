@@ -119,6 +119,25 @@ struct TruncationTests {
     }
   }
 
+  @Test("a dirty log that is cut off ends the queue that marks there", arguments: [false, true])
+  func dirtyLog(packed: Bool) throws {
+    let backend = try EchoBackend()
+    let log = clx_memfd_create("log", UInt32(CLX_MFD_CLOEXEC))
+    defer { close(log) }
+    #expect(ftruncate(log, 65536) == 0)
+    let (front, arena, queue) = try backend.running(packed: packed)
+    defer { front.disconnect() }
+    try front.setLogBase(WireLog(size: 65536, offset: 0), descriptor: log)
+    let wanted = packed ? VirtioBits.driven | VirtioBits.packed : VirtioBits.driven & ~VirtioBits.packed
+    #expect(try front.setFeatures(front.getFeatures() & wanted | VirtioBits.logAll) == .ok)
+    try EchoBackend.echoes(arena, queue)
+    #expect(ftruncate(log, 0) == 0)
+    let (from, to) = (try arena.allocate(1), try arena.allocate(4))
+    _ = try queue.submit([DescriptorSpec(from, 1), DescriptorSpec(to, 4, write: true)])
+    try queue.expectError(timeout: .seconds(20))
+    try front.barrier()
+  }
+
   @Test("an inflight region that its file does not hold is refused")
   func shortInflight() throws {
     let backend = try EchoBackend()
