@@ -15,7 +15,7 @@ guest_boot() {
     -object memory-backend-memfd,id=memory,size=512M,share=on -machine pc,memory-backend=memory \
     -nodefaults -no-user-config -display none -bios qboot.rom \
     -kernel "${VHOST_SWIFTD_GUEST_KERNEL:-$cache/guest/vmlinuz}" \
-    -initrd "${VHOST_SWIFTD_GUEST_INITRAMFS:-$cache/guest/initramfs}" -append "console=ttyS0 loglevel=5" \
+    -initrd "${VHOST_SWIFTD_GUEST_INITRAMFS:-$cache/guest/initramfs}" -append "console=ttyS0 loglevel=5 no_timer_check" \
     -chardev "file,id=log,path=$folder/kernel.log" -serial chardev:log \
     -chardev "pipe,id=commands,path=$folder/commands" -serial chardev:commands \
     "$@" </dev/null >"$folder/qemu.log" 2>&1 {guest_in}>&- {guest_out}>&- &

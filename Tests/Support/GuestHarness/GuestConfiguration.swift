@@ -36,7 +36,8 @@ public struct GuestConfiguration {
   /// QEMU's whole command line; its descriptors 3 and 4 are the monitor and the command port.
   func commandLine(accelerator: String, kernelLog: String) throws -> [String] {
     // loglevel 5: warnings and worse; printing everything costs a second of each boot.
-    let words = ["console=ttyS0", "loglevel=5"] + kernelArguments
+    // On a busy host an emulated timer can be late for the kernel's trial of it at boot, and the kernel panics.
+    let words = ["console=ttyS0", "loglevel=5", "no_timer_check"] + kernelArguments
     return [
       "-accel", accelerator, "-cpu", accelerator == "kvm" ? "host" : "qemu64", "-smp", "\(processors)",
       "-object", "memory-backend-memfd,id=memory,size=\(memoryMiB)M,share=on",
