@@ -6,7 +6,7 @@ import GuestHarness
 import Testing
 
 extension InAGuest {
-  @Suite("Booting from a served disk", .enduring)
+  @Suite("Booting from a served disk", .enabled(if: !BackendProcess.standIn))
   @GuestThread
   struct Firmware {
     @Test("SeaBIOS boots GRUB, which reads and writes files")
