@@ -6,7 +6,7 @@ import GuestHarness
 
 @main
 struct Bench {
-  static let suites = ["rings", "null", "tmpfs", "cached", "direct", "idle", "guest"]
+  static let suites = ["rings", "null", "tmpfs", "cached", "direct", "idle", "net", "guest"]
   static let usage = """
     bench [--quick] [--json FILE] [--html FILE] [NAME...]     names: \(suites.joined(separator: ", "))
     """
@@ -72,6 +72,7 @@ struct Bench {
     let bytes = options.quick ? 64 << 20 : 256 << 20
     switch name {
     case "rings": return try RingSuite.run(quick: options.quick, missing: &missing)
+    case "net": return try NetSuite.run(pace, quick: options.quick, missing: &missing)
     case "guest": return try guest(pace)
     default: break
     }

@@ -22,6 +22,7 @@ enum Machine {
     [
       first("swift", ["--version"]), first("qemu-storage-daemon", ["--version"]),
       first("qemu-system-x86_64", ["--version"]), first("valgrind", ["--version"]),
+      first("pkg-config", ["--modversion", "libdpdk"]).map { "DPDK \($0)" },
     ].compactMap { $0 }
   }
 

@@ -5,11 +5,12 @@ import Foundation
 
 /// A limit to be reached.
 struct Target: Codable {
-  enum Kind: String, Codable { case ratioAtLeast, atMost, atLeast, below }
+  enum Kind: String, Codable { case ratioAtLeast, ratioAtMost, atMost, atLeast, below }
   var kind: Kind
   var limit: Double
 
   static func ratio(_ limit: Double) -> Self { Self(kind: .ratioAtLeast, limit: limit) }
+  static func ratioAtMost(_ limit: Double) -> Self { Self(kind: .ratioAtMost, limit: limit) }
   static func atMost(_ limit: Double) -> Self { Self(kind: .atMost, limit: limit) }
   static func atLeast(_ limit: Double) -> Self { Self(kind: .atLeast, limit: limit) }
   static func below(_ limit: Double) -> Self { Self(kind: .below, limit: limit) }
@@ -36,6 +37,7 @@ struct Measure: Codable {
     guard let target else { return nil }
     switch target.kind {
     case .ratioAtLeast: return ratio.map { $0 >= target.limit }
+    case .ratioAtMost: return ratio.map { $0 <= target.limit }
     case .atMost: return median <= target.limit
     case .below: return median < target.limit
     case .atLeast: return median >= target.limit

@@ -42,7 +42,8 @@ struct PageWriter {
     for missing in report.missing { parts.append("<p class=bad>Missing: \(escape(missing))</p>") }
     for suite in orderedSuites {
       let rows = report.rows.filter { $0.suite == suite }
-      let peer = rows.compactMap(\.peer).first.map { " · beside \($0)" } ?? ""
+      let peers = rows.compactMap(\.peer).reduce(into: [String]()) { if !$0.contains($1) { $0.append($1) } }
+      let peer = peers.isEmpty ? "" : " · beside \(peers.joined(separator: "; "))"
       parts.append("<h2>\(escape(Self.titles[suite] ?? suite))</h2><p>\(escape(suite))\(escape(peer))</p>")
       for name in ["rate", "instructions", "processor"] { parts.append(chart(rows, name)) }
       parts.append(

@@ -16,13 +16,14 @@ enum TableWriter {
       report.versions.joined(separator: "; "),
       "medians of interleaved runs; ± is half the distance of the extremes; ratio: ours over the peer's, pair by pair",
     ]
-    var suite = ""
+    var heading = ""
     for row in report.rows {
-      if row.suite != suite {
-        suite = row.suite
+      let title = "\(row.suite)\(row.peer.map { ", beside \($0)" } ?? "")"
+      if title != heading {
+        heading = title
         lines.append("")
         lines.append(
-          pad("\(suite)\(row.peer.map { ", beside \($0)" } ?? "")", 58) + right("ours", 12) + right("±", 6)
+          pad(title, 58) + right("ours", 12) + right("±", 6)
             + right("peer", 12) + right("±", 6) + right("ratio", 8) + "  target")
       }
       for measure in row.measures where isShown(measure) { lines.append(line(row, measure)) }
@@ -62,6 +63,7 @@ enum TableWriter {
     let text =
       switch target.kind {
       case .ratioAtLeast: "≥ \(limit) ×"
+      case .ratioAtMost: "≤ \(limit) ×"
       case .atMost: "≤ \(limit)"
       case .below: "< \(limit)"
       case .atLeast: "≥ \(limit)"

@@ -4,6 +4,7 @@
 #include <linux/ethtool.h>
 #include <linux/if.h>
 #include <linux/if_bridge.h>
+#include <linux/if_packet.h>
 #include <linux/if_tun.h>
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
@@ -129,6 +130,24 @@ int clx_bridge_has(int socket, const char *bridge, int32_t index) {
 }
 
 int clx_unshare_network(void) { return unshare(CLONE_NEWNET); }
+
+int clx_packet_socket(int32_t index) {
+  // Protocol 0: it receives nothing.
+  int fd = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0);
+  if (fd < 0) return -1;
+  struct sockaddr_ll address;
+  memset(&address, 0, sizeof address);
+  address.sll_family = AF_PACKET;
+  address.sll_ifindex = index;
+  int on = 1;
+  if (setsockopt(fd, SOL_PACKET, PACKET_VNET_HDR, &on, sizeof on) == 0 &&
+      bind(fd, (struct sockaddr *)&address, sizeof address) == 0)
+    return fd;
+  int code = errno;
+  close(fd);
+  errno = code;
+  return -1;
+}
 
 int clx_link_watch(void) {
   int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, NETLINK_ROUTE);

@@ -50,5 +50,7 @@ int clx_bridge_add(int socket, const char *bridge, int32_t index);
 int clx_bridge_has(int socket, const char *bridge, int32_t index);
 /// Gives the calling thread a network namespace of its own (unshare, CLONE_NEWNET).
 int clx_unshare_network(void);
+/// A socket that sends what is written to it, a virtio_net_hdr of ten bytes and a frame, out of an interface (AF_PACKET).
+int clx_packet_socket(int32_t index);
 /// A non-blocking socket that becomes readable when an interface changes (rtnetlink, RTMGRP_LINK).
 int clx_link_watch(void);
