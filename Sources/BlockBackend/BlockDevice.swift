@@ -211,6 +211,8 @@ enum BlockCounter: Int, CaseIterable {
   case continued
   /// Requests that went through memory of our own for their alignment, and waits for room on the storage.
   case bounced, waits
+  /// Requests that were moved along with the one before them, by one operation.
+  case merged
   /// Flushes that reached the storage.
   case syncs
   /// Requests that had to wait for a rate limit, and for how long in all.

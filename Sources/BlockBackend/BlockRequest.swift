@@ -77,4 +77,11 @@ struct BlockRequest {
   var left: UInt32 = 0
   var total: UInt32 = 0
   var retries: UInt8 = 0
+  /// The number of the array that holds the vectors of the run that begins here.
+  var runArray: UInt8 = 0
+  /// The next request of the same run, which one operation moves; `none` at its end, and for a request by itself.
+  var follower = BlockRequest.none
+
+  /// No head: those are below 32768.
+  static let none = UInt16.max
 }

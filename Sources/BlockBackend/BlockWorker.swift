@@ -8,26 +8,25 @@ import VirtQueue
 
 /// Serves one queue of a disk.
 @safe struct BlockWorker: ~Copyable, QueueWorker {
-  /// More vectors than the kernel takes in one operation are moved in several.
-  private static var vectorLimit: Int { 1024 }
-  private static var retryLimit: UInt8 { 100 }
-
   /// What a completion tells of; a plain operation has part 0.
-  private enum Part {
+  enum Part {
     static let wait: UInt8 = 1
     static let ranges: UInt8 = 2
     /// A request's turn under the device's rate limits.
     static let turn: UInt8 = 3
   }
 
-  private let device: BlockDevice
-  private let file: FileSlot?
-  private let engine: BlockEngine
-  private let raw: Int32
-  private let map: ImageMap?
+  let device: BlockDevice
+  let file: FileSlot?
+  let engine: BlockEngine
+  let raw: Int32
+  let map: ImageMap?
   // SAFETY: `size` requests; indexed by heads, which are below the queue's size. A request is read only between the
   // `hold` that wrote it and the `take` that ends it.
-  private let requests: UnsafeMutablePointer<BlockRequest>
+  let requests: UnsafeMutablePointer<BlockRequest>
+  /// Requests of this turn that lie side by side, and are not under way yet.
+  var run = RequestRun()
+  var runVectors = RunVectors()
   private var gate: RateGate
   /// Of the request that waits for its turn: what was decided on, and is not read again.
   private var waitingHeader = BlockHeader(words: (0, 0))
@@ -46,6 +45,7 @@ import VirtQueue
 
   mutating func service<R: VirtRing & ~Copyable>(_ q: inout QueueIO<R>) {
     while let chain = q.next() { begin(chain, &q) }
+    if run.count > 0, let file { startRun(file, &q) }
   }
 
   // MARK: A request comes in
@@ -173,7 +173,7 @@ import VirtQueue
     if kind == .write { data.dropFirst(BlockHeader.byteCount) } else { data.dropLastByte() }
     let request = BlockRequest(
       kind: kind, status: status, data: data, offset: offset, left: bytes, total: bytes)
-    submit(chain, request, file, &q)
+    if canMerge(request) { gather(chain, request, file, &q) } else { submit(chain, request, file, &q) }
   }
 
   private mutating func flush<R: VirtRing & ~Copyable>(
@@ -227,129 +227,18 @@ import VirtQueue
     end(chain, .ok, at: status, written: room &+ 1, &q)
   }
 
-  // MARK: I/O
-
-  /// Moves as much as one operation can: in place, or with the chain held under its head until the completion.
-  private mutating func submit<R: VirtRing & ~Copyable>(
-    _ chain: consuming Chain, _ request: BlockRequest, _ file: FileSlot, _ q: inout QueueIO<R>
-  ) {
-    if engine == .inline, request.kind != .flush {
-      moveInPlace(chain, request, file, &q)
-      return
-    }
-    let head = chain.hold()
-    // SAFETY: head < size. The vectors stay with the held chain.
-    unsafe requests[Int(head)] = request
-    if engine == .direct, request.kind != .flush, !fitsDirect(request) {
-      bounce(head, request, &q)
-      return
-    }
-    let count = min(request.data.count, Self.vectorLimit)
-    switch request.kind {
-    case .read: unsafe q.readv(file, request.data.first, count: count, offset: request.offset, head: head)
-    case .write:
-      unsafe q.writev(
-        file, request.data.first, count: count, offset: request.offset, durable: device.mustBeDurable,
-        head: head)
-    case .flush: q.syncData(file, head: head)
-    }
-  }
-
-  /// A memory file system answers at once; going through the ring would only add a worker thread.
-  private mutating func moveInPlace<R: VirtRing & ~Copyable>(
-    _ chain: consuming Chain, _ start: BlockRequest, _ file: FileSlot, _ q: inout QueueIO<R>
-  ) {
-    var request = start
-    if request.kind == .read, let map,
-      map.read(request.data, offset: request.offset, bytes: request.left)
-    {
-      finish(chain, .read, request.total, at: request.status, &q)
-      return
-    }
-    while true {
-      let count = Int32(min(request.data.count, Self.vectorLimit))
-      let place = Int64(request.offset)
-      // SAFETY: the vectors are the chain's, which is alive; the descriptor is the image's.
-      let moved =
-        request.kind == .read
-        ? unsafe clx_preadv2(raw, request.data.first, count, place, 0)
-        : unsafe clx_pwritev2(
-          raw, request.data.first, count, place, device.mustBeDurable ? Int32(CLX_RWF_DSYNC) : 0)
-      switch judge(moved < 0 ? -errno : Int32(clamping: moved), &request, chain, &q) {
-      case .finished:
-        if request.kind == .write { map?.wrote(start.offset, start.left) }
-        finish(chain, request.kind, request.total, at: request.status, &q)
-      case .failed: end(chain, .ioError, at: request.status, &q)
-      case .waiting: wait(chain, request, &q)
-      case .more: continue
-      }
-      return
-    }
-  }
-
-  /// O_DIRECT takes whole blocks from and to aligned memory.
-  private func fitsDirect(_ request: BlockRequest) -> Bool {
-    let limits = device.image.limits
-    let block = UInt64(limits.logicalBlock)
-    return request.offset % block == 0 && UInt64(request.left) % block == 0
-      && request.data.isAligned(to: UInt(max(1, limits.memoryAlignment)))
-  }
-
-  private mutating func bounce<R: VirtRing & ~Copyable>(
-    _ head: UInt16, _ request: BlockRequest, _ q: inout QueueIO<R>
-  ) {
-    guard let storage = device.image.storage else { return }
-    q.count(.bounced)
-    let vectors = BorrowedVectors(request.data)
-    let (kind, offset, bytes) = (request.kind, request.offset, request.left)
-    let (limits, durable, bounce) = (device.image.limits, device.mustBeDurable, device.bounce)
-    q.offload(head: head) {
-      bounce.move(
-        kind, vectors, offset: offset, bytes: bytes, storage: storage, limits: limits, durable: durable)
-    }
-  }
-
-  /// What the result of one operation means for its request.
-  private enum Verdict { case finished, more, waiting, failed }
-
-  private func judge<R: VirtRing & ~Copyable>(
-    _ result: Int32, _ request: inout BlockRequest, _ chain: borrowing Chain, _ q: inout QueueIO<R>
-  ) -> Verdict {
-    if result == -EINTR || result == -EAGAIN, request.retries < Self.retryLimit {
-      request.retries += 1
-      q.count(.continued)
-      return .more
-    }
-    if result == -ENOSPC, device.waitsForSpace, !q.isDraining { return .waiting }
-    // An error, or nothing moved: the end of a truncated image.
-    guard result >= 0, UInt64(result) <= UInt64(request.left), result > 0 || request.left == 0 else {
-      return .failed
-    }
-    let moved = UInt32(result)
-    if moved == request.left { return .finished }
-    if request.kind == .read { q.noteWritten(chain) }
-    request.data.dropFirst(Int(moved))
-    request.offset &+= UInt64(moved)
-    request.left &-= moved
-    q.count(.continued)
-    return .more
-  }
-
-  /// Full storage: tries again after a while.
-  private mutating func wait<R: VirtRing & ~Copyable>(
-    _ chain: consuming Chain, _ request: BlockRequest, _ q: inout QueueIO<R>
-  ) {
-    q.count(.waits)
-    let head = chain.hold()
-    // SAFETY: head < size.
-    unsafe requests[Int(head)] = request
-    q.pause(head: head, part: Part.wait)
-  }
-
   mutating func completed<R: VirtRing & ~Copyable>(_ completion: Completion, _ q: inout QueueIO<R>) {
+    // SAFETY: an operation without a part is a request's, head < size.
+    if completion.part == 0, let file,
+      unsafe requests[Int(completion.head)].follower != BlockRequest.none
+    {
+      endRun(completion.head, result: completion.result, file, &q)
+      return
+    }
     guard let chain = q.take(completion.head) else { return }
     if completion.part == Part.turn {
       takeTurn(chain, &q)
+      if run.count > 0, let file { startRun(file, &q) }
       return
     }
     guard let file else { return }
@@ -371,41 +260,8 @@ import VirtQueue
     case .more: submit(chain, request, file, &q)
     }
   }
-
-  // MARK: A request goes out
-
-  /// Ends a request that moved all its `bytes`.
-  private func finish<R: VirtRing & ~Copyable>(
-    _ chain: consuming Chain, _ kind: BlockRequest.Kind, _ bytes: UInt32, at status: StatusPlace,
-    _ q: inout QueueIO<R>
-  ) {
-    switch kind {
-    case .read: q.count(.bytesRead, UInt64(bytes))
-    case .write: q.count(.bytesWritten, UInt64(bytes))
-    case .flush: break
-    }
-    end(chain, .ok, at: status, written: kind == .read ? bytes &+ 1 : 1, &q)
-  }
-
-  /// Writes the status and gives the chain back. `written` counts from the first writable byte; a request that failed
-  /// wrote none of its data, so that its status counts only where it is that byte.
-  private func end<R: VirtRing & ~Copyable>(
-    _ chain: consuming Chain, _ status: BlockStatus, at place: StatusPlace, written: UInt32? = nil,
-    _ q: inout QueueIO<R>
-  ) {
-    switch status {
-    case .ok: break
-    case .ioError: q.count(.errors)
-    case .unsupported: q.count(.unsupported)
-    }
-    // SAFETY: a byte of guest memory that the chain lets us write.
-    unsafe clx_store_relaxed_u8(place.byte, status.rawValue)
-    // Its segments no longer have the status byte, and a read that failed may have written some of them.
-    let honest: UInt32 = chain.writable.byteCount == 1 ? 1 : 0
-    unsafe q.complete(chain, written: written ?? honest, touching: place.byte)
-  }
 }
 
 extension QueueIO where R: ~Copyable {
-  fileprivate func count(_ counter: BlockCounter, _ amount: UInt64 = 1) { count(counter.rawValue, amount) }
+  func count(_ counter: BlockCounter, _ amount: UInt64 = 1) { count(counter.rawValue, amount) }
 }
