@@ -35,6 +35,7 @@ extension BlockWorker {
       return
     }
     let count = min(request.data.count, Self.vectorLimit)
+    // SAFETY: the vectors are the held chain's own.
     switch request.kind {
     case .read: unsafe q.readv(file, request.data.first, count: count, offset: request.offset, head: head)
     case .write:
