@@ -95,8 +95,8 @@ let package = Package(
 
     // Tests, one target a module, then journeys through several, the program, a guest, and the house rules.
     .target(
-      name: "TestSupport", dependencies: ["HostIO", "VhostFrontend"], path: "Tests/Support/TestSupport",
-      swiftSettings: relaxed),
+      name: "TestSupport", dependencies: ["NetBackend", "HostIO", "CLinux", "VhostFrontend"],
+      path: "Tests/Support/TestSupport", swiftSettings: relaxed),
     .target(name: "GuestHarness", path: "Tests/Support/GuestHarness", swiftSettings: relaxed),
     .target(name: "MemoryTrap", path: "Tests/Support/MemoryTrap"),
     .testTarget(

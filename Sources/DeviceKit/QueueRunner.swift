@@ -63,6 +63,7 @@ final class RunnerBox<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: Queu
   @inlinable func reap() -> Bool { unsafe runner.pointee.reap() }
 
   @usableFromInline func deliver(_ completion: Completion) { unsafe runner.pointee.deliver(completion) }
+  @usableFromInline var wantsKicks: Bool { W.wantsKicks }
   @usableFromInline func park() -> Bool { unsafe runner.pointee.park() }
   @usableFromInline func unpark() { unsafe runner.pointee.unpark() }
   @usableFromInline func drain() { unsafe runner.pointee.drain() }
@@ -79,6 +80,8 @@ final class RunnerBox<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: Queu
 @usableFromInline protocol QueueRunning: AnyObject {
   /// Handles the end of an offloaded operation.
   func deliver(_ completion: Completion)
+  /// Whether chains that come while the thread sleeps are to wake it.
+  var wantsKicks: Bool { get }
   /// Asks the driver for kicks; true where work is there already.
   func park() -> Bool
   func unpark()

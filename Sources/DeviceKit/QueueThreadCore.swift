@@ -130,7 +130,7 @@ import VirtQueue
     var polled = false
     for runner in active.lazy.map(\.runner) {
       if runner.park() { arrived = true }
-      if runner.isEnabled, !runner.line.hasKick { polled = true }
+      if runner.isEnabled, runner.wantsKicks, !runner.line.hasKick { polled = true }
     }
     if !arrived {
       sleeps.add(1, ordering: .relaxed)

@@ -103,7 +103,7 @@ public final class NetDevice: VirtioDevice {
   }
 
   public var sandboxNeeds: SandboxNeeds {
-    if case .tap = place { return SandboxNeeds(calls: [.readv, .writev], controls: Tap.controls) }
+    if case .tap = place { return Tap.sandboxNeeds }
     return SandboxNeeds()
   }
 

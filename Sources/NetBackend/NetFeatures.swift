@@ -95,12 +95,12 @@ public struct NetTerms: Sendable, Equatable {
 }
 
 /// TUN_F_* (linux/if_tun.h): what a tap may leave undone in the frames that it hands out.
-enum TapOffload {
-  static let checksum: UInt32 = 0x01
-  static let tso4: UInt32 = 0x02
-  static let tso6: UInt32 = 0x04
-  static let ecn: UInt32 = 0x08
-  static let ufo: UInt32 = 0x10
+package enum TapOffload {
+  package static let checksum: UInt32 = 0x01
+  package static let tso4: UInt32 = 0x02
+  package static let tso6: UInt32 = 0x04
+  package static let ecn: UInt32 = 0x08
+  package static let ufo: UInt32 = 0x10
   /// USO4 and USO6.
-  static let uso: UInt32 = 0x60
+  package static let uso: UInt32 = 0x60
 }

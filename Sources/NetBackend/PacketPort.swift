@@ -5,7 +5,7 @@ import Glibc
 import HostIO
 
 /// One pair's way out, as one of its two workers sees it. A frame includes its virtio-net header.
-protocol PacketPort: ~Copyable, SendableMetatype {
+package protocol PacketPort: ~Copyable, SendableMetatype {
   /// Becomes readable when a frame has come; nil: `hasFrames` is asked each turn.
   var file: FileSlot? { get }
   /// Whether a frame is there, where there is no `file`.
@@ -21,26 +21,26 @@ protocol PacketPort: ~Copyable, SendableMetatype {
 }
 
 extension PacketPort where Self: ~Copyable {
-  var file: FileSlot? { nil }
-  var hasFrames: Bool { false }
-  mutating func repair() -> Bool { true }
+  package var file: FileSlot? { nil }
+  package var hasFrames: Bool { false }
+  package mutating func repair() -> Bool { true }
 }
 
 /// A tap's queue: one frame a system call, straight from and to the guest's memory.
-struct TapPort: PacketPort {
+package struct TapPort: PacketPort {
   private let tap: Tap
   private let queue: Int
   private let raw: Int32
-  let file: FileSlot?
+  package let file: FileSlot?
 
-  init(_ tap: Tap, queue: Int, file: FileSlot?) {
+  package init(_ tap: Tap, queue: Int, file: FileSlot?) {
     self.tap = tap
     self.queue = queue
     self.file = file
     raw = tap.queues[queue].raw
   }
 
-  mutating func receive(_ vectors: UnsafePointer<iovec>, count: Int) -> Int {
+  package mutating func receive(_ vectors: UnsafePointer<iovec>, count: Int) -> Int {
     while true {
       // SAFETY: the caller's vectors.
       let moved = unsafe readv(raw, vectors, Int32(truncatingIfNeeded: count))
@@ -51,7 +51,7 @@ struct TapPort: PacketPort {
     }
   }
 
-  mutating func send(_ vectors: UnsafePointer<iovec>, count: Int) -> Int {
+  package mutating func send(_ vectors: UnsafePointer<iovec>, count: Int) -> Int {
     while true {
       // SAFETY: the caller's vectors.
       let moved = unsafe writev(raw, vectors, Int32(truncatingIfNeeded: count))
@@ -61,7 +61,7 @@ struct TapPort: PacketPort {
     }
   }
 
-  mutating func repair() -> Bool { tap.reattach(queue) }
+  package mutating func repair() -> Bool { tap.reattach(queue) }
 }
 
 /// Takes everything, gives nothing.

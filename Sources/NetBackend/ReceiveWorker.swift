@@ -14,11 +14,6 @@ import VirtQueue
   /// Frames a turn, so that neighbours get theirs.
   private static var share: Int { 64 }
 
-  private enum Part {
-    static var readable: UInt8 { 1 }
-    static var retry: UInt8 { 2 }
-  }
-
   private var port: Port
   private let terms: NetTerms
   private let headerBytes: Int
@@ -32,9 +27,7 @@ import VirtQueue
   private let spareBytes: Int
   /// Bytes of a frame that waits in `spare` for buffers; 0: none does.
   private var parkedBytes = 0
-  private var isReadable = true
-  private var isPolling = false
-  private var isBroken = false
+  private var watch = PortWatch()
 
   init(port: consuming Port, terms: NetTerms, linkMTU: Int, size: UInt16, capture: PacketCapture?) {
     self.port = port
@@ -51,14 +44,14 @@ import VirtQueue
   deinit { unsafe spare.deallocate() }
 
   mutating func service<R: VirtRing & ~Copyable>(_ q: inout QueueIO<R>) {
-    if let file = port.file, !isPolling, !isBroken { poll(file, &q) }
+    watch.begin(port.file, &q)
     for _ in 0..<Self.share {
       fill(&q)
       if parkedBytes > 0 {
         guard deliverParked(&q) else { return }
         continue
       }
-      guard port.file == nil ? port.hasFrames : isReadable, !window.isEmpty else { return }
+      guard port.file == nil ? port.hasFrames : watch.isReadable, !window.isEmpty else { return }
       let room = max(0, spareBytes - window.bytes)
       // SAFETY: the vectors are of held chains; what runs over ends within `spare`.
       let target = unsafe window.target(spare: spare, room)
@@ -66,69 +59,26 @@ import VirtQueue
       if bytes > 0 {
         accept(bytes, &q)
       } else if bytes == 0 {
-        isReadable = false
+        watch.isReadable = false
         return
       } else {
-        failed(-bytes, &q)
-        return
+        guard watch.failed(-bytes, &q) else { return q.count(.linkDown) }
+        q.count(.refused)
       }
     }
     q.again()
   }
 
   mutating func completed<R: VirtRing & ~Copyable>(_ completion: Completion, _ q: inout QueueIO<R>) {
-    if completion.part == Part.retry {
-      if q.isDraining { return }
-      if port.repair() {
-        isBroken = false
-        isReadable = true
-      } else {
-        retryLater(&q)
-      }
-      return
-    }
-    isReadable = true
-    guard !completion.more else { return }
-    isPolling = false
-    // The kernel may end a poll at any time; the next turn begins another. One that has failed would fail at once again.
-    if completion.result < 0 || completion.result & Int32(CLX_POLLERR) != 0, !isBroken, !q.isDraining {
-      isBroken = true
-      retryLater(&q)
-    }
+    if watch.completed(completion, &q) { watch.repaired(port.repair(), &q) }
   }
 
   mutating func drain<R: VirtRing & ~Copyable>(_ q: inout QueueIO<R>) {
-    if isPolling { q.cancelPoll(head: 0, part: Part.readable) }
+    watch.drain(&q)
     if let head = unusable, let chain = q.take(head) { q.untake(chain) }
     while let buffer = window.popLast() {
       if let chain = q.take(buffer.head) { q.untake(chain) }
     }
-  }
-
-  private mutating func poll<R: VirtRing & ~Copyable>(_ file: FileSlot, _ q: inout QueueIO<R>) {
-    isPolling = true
-    isReadable = true
-    q.pollReadable(file, head: 0, part: Part.readable)
-  }
-
-  /// What reading said. A port that has no device any more is tried again, not asked.
-  private mutating func failed<R: VirtRing & ~Copyable>(_ code: Int, _ q: inout QueueIO<R>) {
-    isReadable = false
-    if code == Int(EFAULT) || code == Int(EINVAL) {
-      // The frame is gone; the next one is there or not.
-      q.count(.refused)
-      isReadable = true
-      q.again()
-      return
-    }
-    q.count(.linkDown)
-    guard !isBroken, !q.isDraining else { return }
-    isBroken = true
-    retryLater(&q)
-  }
-
-  private mutating func retryLater<R: VirtRing & ~Copyable>(_ q: inout QueueIO<R>) {
-    q.pause(head: 0, part: Part.retry)
   }
 
   // MARK: Buffers

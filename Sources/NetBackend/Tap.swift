@@ -60,9 +60,14 @@ public final class Tap: Sendable {
   }
 
   /// What is done with a tap while it serves.
-  static var controls: Set<UInt32> {
+  private static var controls: Set<UInt32> {
     // SAFETY: an array of that many constants.
     unsafe withUnsafeBytes(of: clx_tap_controls) { unsafe Set($0.bindMemory(to: UInt32.self)) }
+  }
+
+  /// What a device on a tap needs in the sandbox.
+  package static var sandboxNeeds: SandboxNeeds {
+    SandboxNeeds(calls: [.readv, .writev], controls: controls)
   }
 
   // MARK: Opening
@@ -217,7 +222,7 @@ public final class Tap: Sendable {
   // MARK: While it serves
 
   /// Tells the tap what frames may look like, and holds it to that: header size and offloads.
-  func agree(headerBytes: Int, offload: UInt32) throws(TapError) {
+  package func agree(headerBytes: Int, offload: UInt32) throws(TapError) {
     settings.withLock { $0 = (offload, Int32(headerBytes)) }
     let raw = queues[0].raw
     guard clx_tap_set_header_size(raw, Int32(headerBytes)) == 0 else {
@@ -240,7 +245,7 @@ public final class Tap: Sendable {
   }
 
   /// No guest is there: nothing may be left undone in frames.
-  func forget() { _ = clx_tap_set_offload(queues[0].raw, 0) }
+  package func forget() { _ = clx_tap_set_offload(queues[0].raw, 0) }
 
   /// Whether the kernel knows UDP segmentation (6.2). Asked before anything is served.
   var segmentsUDP: Bool {

@@ -18,31 +18,34 @@
   private static let ways = 8
   private let setCount: Int
   private let ageing: UInt32
-  private let share: Int
   private let portCount: Int
-  // SAFETY: `setCount * ways` entries, and a count a port; indices are masked, or ports, which the switch counts.
+  // SAFETY: `setCount * ways` entries, and two numbers a port; indices are masked, or ports, which the switch counts.
   private let entries: UnsafeMutablePointer<Entry>
+  private let shares: UnsafeMutablePointer<Int>
   private let owned: UnsafeMutablePointer<Int>
 
   /// What learning an address came to.
   enum Learned { case known, new, moved, refused }
 
-  /// Room for at least `capacity` addresses, shared evenly by the ports.
-  init(capacity: Int, ports: Int, ageing: UInt32) {
+  /// How many addresses each port may have, at least one; there is room for all of them.
+  init(shares: [Int], ageing: UInt32) {
     var sets = 1
-    while sets * Self.ways < capacity { sets *= 2 }
+    while sets * Self.ways < shares.reduce(0, +) { sets *= 2 }
     setCount = sets
     self.ageing = ageing
-    portCount = ports
-    share = max(16, sets * Self.ways / max(1, ports))
+    portCount = shares.count
     unsafe entries = .allocate(capacity: sets * Self.ways)
     unsafe entries.initialize(repeating: Entry(), count: sets * Self.ways)
-    unsafe owned = .allocate(capacity: max(1, ports))
-    unsafe owned.initialize(repeating: 0, count: max(1, ports))
+    unsafe self.shares = .allocate(capacity: portCount)
+    unsafe owned = .allocate(capacity: portCount)
+    unsafe owned.initialize(repeating: 0, count: portCount)
+    // SAFETY: in bounds.
+    for (port, share) in shares.enumerated() { unsafe (self.shares + port).initialize(to: share) }
   }
 
   deinit {
     unsafe entries.deallocate()
+    unsafe shares.deallocate()
     unsafe owned.deallocate()
   }
 
@@ -112,7 +115,7 @@
       unsafe put(key, in: set, at: known, port: port, now: now, isFixed: false)
       return isMove ? .moved : .new
     }
-    let isFull = unsafe owned[Int(port)] >= share
+    let isFull = unsafe owned[Int(port)] >= shares[Int(port)]
     guard let way = isFull ? own?.way : free ?? own?.way else { return .refused }
     unsafe put(key, in: set, at: way, port: port, now: now, isFixed: false)
     return .new

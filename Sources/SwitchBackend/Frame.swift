@@ -1,6 +1,7 @@
 // A frame on its way from a sender's memory to its receivers: what was copied out and decided on, and where the rest
 // lies. Lives for one call on the switch's queue thread.
 
+import CLinux
 import Glibc
 import NetBackend
 
@@ -46,4 +47,25 @@ enum VLANTag {
 
   /// Bytes without a tag of the switch's own.
   var byteCount: Int { LinkHeader.byteCount + payload }
+
+  /// Copies the first bytes of the payload out, once; how many there were.
+  // SAFETY: `target` has room for `wanted` bytes.
+  @unsafe func copyPayload(to target: UnsafeMutableRawPointer, _ wanted: Int) -> Int {
+    var done = 0
+    var skip = payloadStart
+    for i in 0..<count where done < wanted {
+      // SAFETY: i < count; the part ends within the segment and within `target`.
+      let length = unsafe segments[i].iov_len
+      if skip >= length {
+        skip -= length
+        continue
+      }
+      let part = min(length - skip, wanted - done)
+      guard let base = unsafe segments[i].iov_base else { break }
+      unsafe clx_copy_once(target + done, base + skip, UInt(part))
+      done += part
+      skip = 0
+    }
+    return done
+  }
 }

@@ -35,6 +35,8 @@ public struct SwitchConfiguration: Sendable {
   /// After so many seconds without a frame from it, an address is forgotten.
   public var ageing: UInt32 = 300
   public var ports: [PortConfiguration]
+  /// The port that leads out of the host's memory, to a tap; it has no address of its own. Nil: none.
+  public var uplink: PortConfiguration?
 
   public init(ports: [PortConfiguration]) { self.ports = ports }
 }

@@ -8,7 +8,8 @@ enum PortCounter: Int, CaseIterable {
   case frames, floods, bytes
   /// Frames given to the guest.
   case delivered
-  /// Frames for an address behind the same port, or behind one that this one is isolated from.
+  /// Frames for an address behind the same port, or behind one that this one is isolated from; and what is meant for a bridge
+  /// itself (IEEE 802.1D table 7-10).
   case filtered
   /// Frames over the port's flood limit.
   case floodsRefused
@@ -19,8 +20,10 @@ enum PortCounter: Int, CaseIterable {
   case badHeader, spoofed, wrongNetwork
   /// Frames for the guest that found no buffer, or none that they fit into.
   case full, tooSmall
-  /// Frames for the guest that could not be cut to what it takes.
+  /// Frames for the guest that could not be cut to what it takes, and those that the uplink's kernel refused.
   case unresolvable
+  /// Frames for the uplink that found its interface down or gone.
+  case linkDown
   /// Checksums made and frames cut for a guest that does neither itself.
   case checksumsMade, framesCut
   /// Frames of a disabled queue.

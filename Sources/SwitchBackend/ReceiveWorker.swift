@@ -48,9 +48,7 @@ struct ReceiveTerms {
   private let terms: ReceiveTerms
   private let headerBytes: Int
   private var sink = FrameSink()
-  // SAFETY: `headBytes`, alive with the worker: the virtio header and the link header with a tag.
-  private let head: UnsafeMutableRawPointer
-  private static let headBytes = 64
+  private var head = FrameHead()
   private var cutter = SegmentCutter()
 
   init(hub: Switch, port: Int, terms: ReceiveTerms) {
@@ -58,11 +56,7 @@ struct ReceiveTerms {
     self.port = port
     self.terms = terms
     headerBytes = terms.layout.byteCount
-    unsafe head = .allocate(byteCount: Self.headBytes, alignment: 16)
-    unsafe head.initializeMemory(as: UInt8.self, repeating: 0, count: Self.headBytes)
   }
-
-  deinit { unsafe head.deallocate() }
 
   /// Buffers are taken when a frame comes, not when they do.
   static var wantsKicks: Bool { false }
@@ -141,28 +135,9 @@ struct ReceiveTerms {
   /// Writes the virtio header and the link header.
   @inline(__always)
   private mutating func putHead(_ header: NetHeader, _ frame: borrowing Frame) {
-    var at = headerBytes
-    // SAFETY (all of the body): at most 20 and 18 bytes, of the 64 that `head` has; those past the fields stay zero.
-    let low =
-      UInt64(header.flags.rawValue) | UInt64(header.segmentationType) << 8 | UInt64(header.headerLength) << 16
-      | UInt64(header.segmentSize) << 32 | UInt64(header.checksumStart) << 48
-    unsafe head.storeBytes(of: low.littleEndian, as: UInt64.self)
-    unsafe head.storeBytes(of: header.checksumOffset.littleEndian, toByteOffset: 8, as: UInt16.self)
-    if terms.layout.countsBuffers {
-      let count = UInt16(truncatingIfNeeded: sink.chainCount)
-      unsafe head.storeBytes(of: count.littleEndian, toByteOffset: 10, as: UInt16.self)
-    }
-    unsafe head.storeBytes(of: frame.link.low.littleEndian, toByteOffset: at, as: UInt64.self)
-    unsafe head.storeBytes(of: frame.link.high.littleEndian, toByteOffset: at &+ 8, as: UInt32.self)
-    at &+= 12
-    if frame.isTagged {
-      let control = frame.priority | frame.network
-      unsafe head.storeBytes(of: VLANTag.type.littleEndian, toByteOffset: at, as: UInt16.self)
-      unsafe head.storeBytes(of: control.bigEndian, toByteOffset: at &+ 2, as: UInt16.self)
-      at &+= 4
-    }
-    unsafe head.storeBytes(of: frame.link.type.littleEndian, toByteOffset: at, as: UInt16.self)
-    unsafe sink.put(head, at &+ 2)
+    let count = head.write(header, frame, layout: terms.layout, buffers: sink.chainCount)
+    // SAFETY: so many of the head's bytes were written.
+    unsafe sink.put(head.bytes, count)
   }
 
   // MARK: Frames that the guest does not take whole

@@ -91,23 +91,8 @@ import NetBackend
   }
 
   private func copyHeaders(_ frame: borrowing Frame) -> Int {
-    let wanted = min(Self.headerLimit, frame.payload)
-    var done = 0
-    var skip = frame.payloadStart
-    for i in 0..<frame.count where done < wanted {
-      // SAFETY: i < count; the part ends within the segment and within `original`.
-      let length = unsafe frame.segments[i].iov_len
-      if skip >= length {
-        skip -= length
-        continue
-      }
-      let part = min(length - skip, wanted - done)
-      guard let base = unsafe frame.segments[i].iov_base else { break }
-      unsafe clx_copy_once(original + done, base + skip, UInt(part))
-      done += part
-      skip = 0
-    }
-    return done
+    // SAFETY: `original` has room for that much.
+    unsafe frame.copyPayload(to: original, min(Self.headerLimit, frame.payload))
   }
 
   /// Makes the headers of a packet. TCP's checksum is left as the sum of the pseudo header: what is still to be added to.

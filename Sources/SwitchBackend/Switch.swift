@@ -18,12 +18,14 @@ struct Verdict {
 // SAFETY (Sendable): made by the control thread; its mutable state is touched by the queue thread alone, from the first
 // queue that starts there. Ports are told of each other only through it.
 @safe public final class Switch: @unchecked Sendable {
-  /// How many addresses it knows at most, all ports together.
+  /// How many addresses it knows at most, of all guests together and of those behind the uplink.
   public static let addressLimit = 8192
   /// Ports there may be.
   public static let portLimit = 64
 
   let configuration: SwitchConfiguration
+  /// The uplink's place among the ports: behind those of the guests.
+  let uplinkPort: Int?
   private var table: ForwardingTable
   private var ports: [PortState]
   private var seconds: UInt32 = 0
@@ -40,9 +42,12 @@ struct Verdict {
 
   public init(_ configuration: SwitchConfiguration) {
     self.configuration = configuration
-    table = ForwardingTable(
-      capacity: Self.addressLimit, ports: configuration.ports.count, ageing: configuration.ageing)
-    ports = configuration.ports.map { port in
+    let guests = configuration.ports.count
+    var shares = [Int](repeating: max(16, Self.addressLimit / max(1, guests)), count: guests)
+    if configuration.uplink != nil { shares.append(Self.addressLimit) }
+    uplinkPort = configuration.uplink == nil ? nil : guests
+    table = ForwardingTable(shares: shares, ageing: configuration.ageing)
+    ports = (configuration.ports + (configuration.uplink.map { [$0] } ?? [])).map { port in
       PortState(
         configuration: port, allowed: NetworkSet(port.networks), floods: port.floods.map { TokenBucket($0) })
     }
@@ -116,6 +121,11 @@ struct Verdict {
       }
     }
     let destination = frame.link.destination
+    // A bridge's own: spanning tree, pauses, link aggregation. Guests are no part of that (IEEE 802.1D §7.12.6).
+    if destination & 0xf0ff_ffff_ffff == 0xc2_8001 {
+      verdict.counter = .filtered
+      return verdict
+    }
     if destination & 1 == 0, let target = table.port(of: destination, network: frame.network, now: seconds) {
       if Int(target) == port || !isOpen(from: port, to: Int(target)) {
         verdict.counter = .filtered

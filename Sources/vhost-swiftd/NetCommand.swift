@@ -140,7 +140,7 @@ struct NetCommand: ServiceCommand {
     return .tap(try Tap.open(name: tap ?? "", queues: queuePairs ?? 1, create: create))
   }
 
-  private static func sentence(for error: TapError) -> String {
+  static func sentence(for error: TapError) -> String {
     switch error {
     case .noTunDevice(let code):
       "cannot open /dev/net/tun: \(HostError.text(of: code)) (modprobe tun, or the right to read and write it)"

@@ -1,4 +1,4 @@
-// A switch's port as a person writes it: a socket's path and what the port is to be, separated by commas.
+// A switch's port as a person writes it: a socket's path, or the uplink's tap, and what the port is to be, separated by commas.
 
 import ArgumentParser
 import DeviceKit
@@ -65,5 +65,20 @@ struct PortArgument {
       throw ValidationError("'\(text)': expected a VLAN's number, 1 to 4094")
     }
     return number
+  }
+}
+
+/// `NAME[,vlan=N][,trunk=N+N…|all][,isolated][,flood=RATE]`: the uplink's tap.
+struct UplinkArgument {
+  let tap: String
+  let configuration: PortConfiguration
+
+  init(parsing text: String) throws {
+    guard let first = text.first, first != "," else { throw ValidationError("expected a tap's name first") }
+    let port = try PortArgument(parsing: text)
+    guard port.configuration.mac == nil else {
+      throw ValidationError("mac: what is behind an uplink has addresses of its own")
+    }
+    (tap, configuration) = (port.path, port.configuration)
   }
 }

@@ -13,6 +13,7 @@ final class Service {
   let name: String
   let host: DeviceHost
   private let shared: SharedThreads
+  private let number: Int
   var threads: [QueueThread] { shared.threads }
   let server: VhostUserServer
   let watch: SizeWatch
@@ -32,11 +33,11 @@ final class Service {
     self.watch = watch
     limiter = limits?.limiter
     if let limits { limits.limiter.set(limits.first, at: Monotonic.now) }
-    sandboxNeeds = Self.needs(options, device)
     log = Self.logger(options.logLevel, name)
     do {
       shared = try threads ?? SharedThreads(Self.makeThreads(options, device))
-      shared.join()
+      number = shared.join()
+      sandboxNeeds = Self.needs(options, device, shared)
       host = try DeviceHost(device: device, threads: shared.threads)
       server = try VhostUserServer(
         host: host, endpoint: try Self.endpoint(options), log: log, offersStatus: options.vhostStatus)
@@ -54,7 +55,8 @@ final class Service {
   }
 
   /// The sandbox is closed: serves.
-  func open() {
+  func open() throws(Failure) {
+    try shared.open()
     server.open()
     log.info("serving", metadata: ["queues": "\(host.queueLimit)", "threads": "\(threads.count)"])
   }
@@ -72,7 +74,13 @@ final class Service {
   /// Nothing came of the start: what was made for it goes.
   func withdraw() {
     server.abandon()
+    retire()
+  }
+
+  /// The program ends: what was made for the device outside this process goes.
+  func retire() {
     host.device.retire()
+    shared.retire()
   }
 
   /// Looks at the device from outside again, and tells the front-end what is new.
@@ -81,10 +89,16 @@ final class Service {
   /// Other limits from now on.
   func limit(_ limits: RateLimits) { limiter?.set(limits, at: Monotonic.now) }
 
-  var json: String { Statistics.json(device: name, host: host, threads: threads) }
+  /// Its counters, a line each device.
+  var json: [String] {
+    [Statistics.json(device: name, host: host, threads: threads)] + shared.json(after: number)
+  }
 
-  private static func needs(_ options: ServiceOptions, _ device: any VirtioDevice) -> SandboxNeeds {
+  private static func needs(
+    _ options: ServiceOptions, _ device: any VirtioDevice, _ shared: SharedThreads
+  ) -> SandboxNeeds {
     var needs = device.sandboxNeeds
+    needs.formUnion(shared.sandboxNeeds)
     if let path = options.socketPath { needs.removesIn.insert(SandboxNeeds.folder(of: path)) }
     needs.connects = options.connect != nil
     return needs

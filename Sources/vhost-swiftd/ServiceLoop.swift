@@ -35,8 +35,8 @@ final class ServiceLoop {
   func run(_ services: [Service]) throws {
     let statistics = try start(services)
     let isDrained = wait(for: services, statistics)
-    statistics.write(services.map(\.json), atEnd: true)
-    for service in services { service.host.device.retire() }
+    statistics.write(services.flatMap(\.json), atEnd: true)
+    for service in services { service.retire() }
     // Nothing is torn down under threads that still run.
     if !isDrained { Glibc._exit(0) }
   }
@@ -47,7 +47,7 @@ final class ServiceLoop {
       let statistics = try Statistics(to: stats, sparing: services.flatMap(\.host.device.descriptors))
       do {
         try sandbox.close(around: services, removing: statistics.made, rereading: reread)
-        for service in services { service.open() }
+        for service in services { try service.open() }
       } catch {
         statistics.withdraw()
         throw error
@@ -78,7 +78,7 @@ final class ServiceLoop {
       }
       if let limit = deadline, ContinuousClock.now >= limit { return abandon(services) }
       switch signals.next() {
-      case SIGUSR1: statistics.write(services.map(\.json))
+      case SIGUSR1: statistics.write(services.flatMap(\.json))
       case SIGHUP:
         for service in services { service.refresh() }
         reload(services)

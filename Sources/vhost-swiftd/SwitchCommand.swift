@@ -5,6 +5,7 @@ import DeviceKit
 import Glibc
 import HostIO
 import Logging
+import NetBackend
 import SwitchBackend
 
 struct SwitchCommand: ServiceGroup {
@@ -28,8 +29,16 @@ struct SwitchCommand: ServiceGroup {
         Ports without vlan and trunk are a network of their own; tags in it are
         left as they are.
 
+      THE UPLINK
+        NAME[,vlan=N][,trunk=N+N...][,isolated][,flood=RATE]
+        A tap, as one more port: the way to the host and its bridges. What the
+        kernel may leave undone in frames the switch does for guests that do not.
+        While the tap is down or gone its frames are lost; it is taken up again.
+
       EXAMPLE
         vhost-swiftd switch --port a.sock --port b.sock,isolated
+        vhost-swiftd switch --port a.sock,vlan=5 --uplink-tap up0,trunk=all \
+          --create --bridge br0
 
       QEMU, for each guest:
         -object memory-backend-memfd,id=mem,size=1G,share=on \\
@@ -40,9 +49,22 @@ struct SwitchCommand: ServiceGroup {
 
   @Option(
     name: .customLong("port"),
-    help: ArgumentHelp("A port, once for each; at least two.", valueName: "port"),
+    help: ArgumentHelp("A port, once for each; at least two, with an uplink one.", valueName: "port"),
     transform: PortArgument.init(parsing:))
   var ports: [PortArgument] = []
+
+  @Option(
+    help: ArgumentHelp("A tap that leads out of the switch.", valueName: "uplink"),
+    transform: UplinkArgument.init(parsing:))
+  var uplinkTap: UplinkArgument?
+
+  @Flag(
+    help: ArgumentHelp(
+      "Make the tap where it does not exist; it outlives a crash, is taken up again, and goes at the end."))
+  var create = false
+
+  @Option(help: ArgumentHelp("Put the tap into this bridge, which exists.", valueName: "name"))
+  var bridge: String?
 
   @Option(
     help: ArgumentHelp("After so long without a frame from it an address is forgotten.", valueName: "seconds")
@@ -80,9 +102,13 @@ struct SwitchCommand: ServiceGroup {
   var logLevel = Logger.Level.notice
 
   func validate() throws {
-    guard (2...Switch.portLimit).contains(ports.count) else {
-      throw ValidationError("\(ports.count) ports: expected 2 to \(Switch.portLimit), each with --port")
+    let least = uplinkTap == nil ? 2 : 1
+    guard (least...Switch.portLimit).contains(ports.count) else {
+      throw ValidationError(
+        "\(ports.count) ports: expected \(least) to \(Switch.portLimit), each with --port")
     }
+    if create, uplinkTap == nil { throw ValidationError("--create goes with --uplink-tap") }
+    if bridge != nil, uplinkTap == nil { throw ValidationError("--bridge goes with --uplink-tap") }
     guard Set(ports.map(\.path)).count == ports.count else {
       throw ValidationError("two ports with the same path")
     }
@@ -117,22 +143,15 @@ struct SwitchCommand: ServiceGroup {
   var limits: [RateLimits] { ports.map { _ in RateLimits() } }
 
   func makeServices() throws -> [Service] {
-    var configuration = SwitchConfiguration(ports: ports.map(\.configuration))
-    configuration.ageing = ageing
-    let hub = Switch(configuration)
-    let devices = ports.indices.map { SwitchPort($0, of: hub) }
-    let threads: SharedThreads
-    do {
-      threads = SharedThreads([
-        try QueueThread(
-          name: "switch", cpus: try cpus.map(Topology.processors).map { [$0[0]] } ?? [], policy: poll.policy,
-          seats: devices.reduce(0) { $0 + $1.identity.queueLimit }, files: 0)
-      ])
-    } catch {
-      throw Failure.run("\(error)")
-    }
+    let tap = try openTap()
     var services: [Service] = []
     do {
+      var configuration = SwitchConfiguration(ports: ports.map(\.configuration))
+      configuration.ageing = ageing
+      configuration.uplink = uplinkTap?.configuration
+      let hub = Switch(configuration)
+      let devices = ports.indices.map { SwitchPort($0, of: hub) }
+      let threads = try makeThreads(devices, tap.flatMap { Uplink(of: hub, tap: $0) })
       for (port, device) in zip(ports, devices) {
         services.append(
           try Service(
@@ -140,9 +159,41 @@ struct SwitchCommand: ServiceGroup {
       }
     } catch {
       for service in services { service.withdraw() }
+      tap?.retire()
       throw error
     }
     return services
+  }
+
+  /// The uplink's tap, open and in its bridge.
+  private func openTap() throws(Failure) -> Tap? {
+    guard let uplinkTap else { return nil }
+    do throws(TapError) {
+      let tap = try Tap.open(name: uplinkTap.tap, queues: 1, create: create)
+      do throws(TapError) {
+        if let bridge { try tap.join(bridge: bridge) }
+      } catch {
+        tap.retire()
+        throw error
+      }
+      return tap
+    } catch {
+      throw Failure.run(NetCommand.sentence(for: error))
+    }
+  }
+
+  /// The one thread, with a seat for each port's queues and the uplink.
+  private func makeThreads(_ ports: [SwitchPort], _ uplink: Uplink?) throws(Failure) -> SharedThreads {
+    do {
+      let thread = try QueueThread(
+        name: "switch", cpus: try cpus.map(Topology.processors).map { [$0[0]] } ?? [], policy: poll.policy,
+        seats: ports.reduce(uplink == nil ? 0 : 1) { $0 + $1.identity.queueLimit },
+        files: uplink?.descriptors.count ?? 0)
+      return SharedThreads(
+        [thread], resident: try uplink.map { try DeviceHost(device: $0, threads: [thread]) })
+    } catch {
+      throw Failure.run("\(error)")
+    }
   }
 
   func run() throws {

@@ -99,6 +99,11 @@ struct SwitchTests {
       (["--port", "{folder}/s,flood=0", "--port", "{folder}/t"], ["flood"]),
       (["--port", "{folder}/s", "--port", "{folder}/t", "--ageing", "0"], ["--ageing"]),
       (["--port", "{folder}/s", "--port", "{folder}/t", "--socket-mode", "9"], ["octal"]),
+      (["--uplink-tap", "up0"], ["1 to 64"]),
+      (["--port", "{folder}/s", "--uplink-tap", ",vlan=1"], ["name"]),
+      (["--port", "{folder}/s", "--uplink-tap", "up0,mac=02:00:00:00:00:01"], ["mac"]),
+      (["--port", "{folder}/s", "--port", "{folder}/t", "--create"], ["--uplink-tap"]),
+      (["--port", "{folder}/s", "--port", "{folder}/t", "--bridge", "br0"], ["--uplink-tap"]),
     ] as [([String], [String])])
   func refused(options: [String], words: [String]) throws {
     let folder = try TemporaryFolder()

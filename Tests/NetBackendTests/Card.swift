@@ -1,4 +1,4 @@
-// A network card whose queues are driven by hand, and a network of its own around it: for one test.
+// A network card whose queues are driven by hand: for one test.
 
 import CLinux
 import DeviceKit
@@ -143,87 +143,4 @@ func testFrame(_ length: Int, from source: [UInt8] = [2, 0, 0, 0, 0, 9], number:
   var frame: [UInt8] = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff] + source + [0x88, 0xb5]
   while frame.count < length { frame.append(UInt8(truncatingIfNeeded: frame.count) &+ number) }
   return Array(frame.prefix(length))
-}
-
-/// A network namespace of this test's own, with a tap in it and somebody on the host's side of the tap.
-final class Wire: Sendable, CustomReflectable {
-  var customMirror: Mirror { Mirror(self, children: []) }
-  let tap: Tap
-  private let socket: OwnedFD
-
-  private init(tap: Tap, socket: consuming OwnedFD) {
-    self.tap = tap
-    self.socket = socket
-  }
-
-  deinit { tap.retire() }
-
-  /// Whether this process may have one. As root it may.
-  static let isPossible = (try? Wire.make()) != nil
-
-  /// Everything is made on a thread that is in the namespace; descriptors stay in it.
-  static func make(queues: Int = 1) throws -> Wire {
-    let result = Reply<Result<Wire, any Error>>()
-    let thread = try PinnedThread(name: "namespace", cpus: []) {
-      result.fulfil(
-        Result {
-          guard clx_unshare_network() == 0 else { throw HostError.system(call: "unshare", code: errno) }
-          // Or the kernel would have something to say on every new interface.
-          let quiet = "/proc/sys/net/ipv6/conf/default/disable_ipv6"
-          try? "1".write(toFile: quiet, atomically: false, encoding: .utf8)
-          let tap = try Tap.open(name: "wire0", queues: queues, create: true)
-          return Wire(tap: tap, socket: try hostSide(of: "wire0"))
-        })
-    }
-    defer { thread.join() }
-    return try result.wait().get()
-  }
-
-  /// A packet socket on an interface.
-  private static func hostSide(of name: String) throws -> OwnedFD {
-    let everything = UInt16(3).bigEndian
-    let socket = OwnedFD(adopting: Glibc.socket(AF_PACKET, Int32(SOCK_RAW.rawValue), Int32(everything)))
-    guard socket.raw >= 0 else { throw HostError.system(call: "packet socket", code: errno) }
-    var index: Int32 = 0
-    guard clx_link_index(socket.raw, name, &index) == 0 else {
-      throw HostError.system(call: "index", code: errno)
-    }
-    // struct sockaddr_ll
-    var address = [UInt8](repeating: 0, count: 20)
-    address.withUnsafeMutableBytes { bytes in
-      bytes.storeBytes(of: UInt16(AF_PACKET), as: UInt16.self)
-      bytes.storeBytes(of: everything, toByteOffset: 2, as: UInt16.self)
-      bytes.storeBytes(of: index, toByteOffset: 4, as: Int32.self)
-    }
-    let code = address.withUnsafeBytes {
-      bind(socket.raw, $0.baseAddress!.assumingMemoryBound(to: sockaddr.self), 20)
-    }
-    guard code == 0 else { throw HostError.system(call: "bind", code: errno) }
-    return socket
-  }
-
-  /// The next frame of these tests that came out of the tap; nil after `seconds`.
-  func take(seconds: Int = 20) -> [UInt8]? {
-    let deadline = ContinuousClock.now + .seconds(seconds)
-    var buffer = [UInt8](repeating: 0, count: 70_000)
-    while ContinuousClock.now < deadline {
-      guard !Poll.one(socket.raw, .readable, milliseconds: 100).isEmpty else { continue }
-      let count = recv(socket.raw, &buffer, buffer.count, Int32(MSG_DONTWAIT))
-      if count >= 14, buffer[12] == 0x88, buffer[13] == 0xb5 { return Array(buffer.prefix(count)) }
-      if count >= 14, buffer[12] == 0x80, buffer[13] == 0x35 { return Array(buffer.prefix(count)) }
-    }
-    return nil
-  }
-
-  func set(up: Bool) throws {
-    guard clx_link_set_up(socket.raw, tap.name, up ? 1 : 0) == 0 else {
-      throw HostError.system(call: "set up", code: errno)
-    }
-  }
-
-  /// Sends a frame to the guest.
-  func give(_ frame: [UInt8]) {
-    let count = frame.withUnsafeBytes { Glibc.send(socket.raw, $0.baseAddress, $0.count, 0) }
-    #expect(count == frame.count)
-  }
 }

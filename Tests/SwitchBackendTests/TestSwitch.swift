@@ -35,17 +35,26 @@ enum NetBits {
 final class TestSwitch {
   let hosts: [DeviceHost]
   private let servers: [VhostUserServer]
+  /// The uplink's, where there is one.
+  private let uplink: DeviceHost?
   private let thread: QueueThread
   private let folder: String
 
-  init(_ ports: [PortConfiguration], ageing: UInt32 = 300) throws {
+  /// `uplink`: a tap, and how it is a port.
+  init(
+    _ ports: [PortConfiguration], ageing: UInt32 = 300, uplink: (tap: Tap, port: PortConfiguration)? = nil
+  ) throws {
     folder = NSTemporaryDirectory() + "switch-" + UUID().uuidString.prefix(13)
     try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: true)
     var configuration = SwitchConfiguration(ports: ports)
     configuration.ageing = ageing
+    configuration.uplink = uplink?.port
     let hub = Switch(configuration)
     let thread = try QueueThread(
-      name: "switch", cpus: [], policy: .adaptive, seats: 2 * ports.count, files: 0)
+      name: "switch", cpus: [], policy: .adaptive, seats: 2 * ports.count + 1, files: 1)
+    self.uplink = try uplink.map {
+      try DeviceHost(device: try #require(Uplink(of: hub, tap: $0.tap)), threads: [thread])
+    }
     hosts = try ports.indices.map { try DeviceHost(device: SwitchPort($0, of: hub), threads: [thread]) }
     var log = Logger(label: "switch") { StreamLogHandler.standardError(label: $0) }
     log.logLevel = .critical
@@ -57,6 +66,7 @@ final class TestSwitch {
     self.thread = thread
     _ = try thread.start()
     for server in servers { try server.start() }
+    if let host = self.uplink { #expect(host.startAlone(0) == nil) }
   }
 
   /// Ports that are all alike.
@@ -67,6 +77,7 @@ final class TestSwitch {
   deinit {
     for server in servers { server.requestStop() }
     for server in servers { server.finish() }
+    if let uplink { #expect(uplink.stop([0]) == [0]) }
     thread.finish()
     try? FileManager.default.removeItem(atPath: folder)
   }
@@ -85,20 +96,21 @@ final class TestSwitch {
     return guest
   }
 
-  /// A counter of a port, over its two queues.
-  func counter(_ name: String, port: Int) -> UInt64 {
-    hosts[port].counters.reduce(0) { sum, queue in
+  /// A counter of a port, over its two queues; nil: of the uplink.
+  func counter(_ name: String, port: Int?) -> UInt64 {
+    let host = port.map { hosts[$0] } ?? uplink
+    return (host?.counters ?? []).reduce(0) { sum, queue in
       sum + (queue.snapshot.first { $0.name == name }?.value ?? 0)
     }
   }
 
   /// Waits for a counter to reach a value.
-  func wait(_ name: String, port: Int, _ value: UInt64, sourceLocation: SourceLocation = #_sourceLocation) {
+  func wait(_ name: String, port: Int?, _ value: UInt64, sourceLocation: SourceLocation = #_sourceLocation) {
     let deadline = ContinuousClock.now + .seconds(30)
     while counter(name, port: port) < value {
       if ContinuousClock.now > deadline {
         Issue.record(
-          "\(name) of port \(port) is \(counter(name, port: port)), expected \(value)",
+          "\(name) of \(port.map { "port \($0)" } ?? "the uplink") is \(counter(name, port: port)), expected \(value)",
           sourceLocation: sourceLocation)
         return
       }
