@@ -3,8 +3,14 @@
 import Foundation
 import GuestHarness
 
+/// Where a guest finds the host: an address in the test's network namespace.
+protocol HostSide {
+  var namespace: NetworkNamespace { get }
+  var hostAddress: String { get }
+}
+
 /// A tap, the process that serves it, and the card that a guest sees.
-final class NetCard {
+final class NetCard: HostSide {
   let namespace: NetworkNamespace
   let tap: String
   /// The addresses of both sides.
@@ -99,7 +105,7 @@ struct Networked {
   }
 
   /// Waits until the host answers the guest.
-  func ping(_ card: NetCard, within seconds: Int = 60) throws {
+  func ping(_ card: some HostSide, within seconds: Int = 60) throws {
     try guest.check(
       "timeout \(seconds) sh -c 'until ping -c 1 -W 1 \(card.hostAddress) >/dev/null; do :; done'",
       within: Double(seconds + 30))
@@ -107,7 +113,7 @@ struct Networked {
 
   /// Moves so many bytes each way over TCP and compares their checksums. Each side's `nc` ends when the other one hangs up,
   /// whatever is still under way: the side that only receives keeps its input, a pipe, open.
-  func transfer(_ card: NetCard, mebibytes: Int = 4) throws {
+  func transfer(_ card: some HostSide, mebibytes: Int = 4) throws {
     let bytes = mebibytes << 20
     let folder = try TemporaryFolder()
     let silence = folder.file("silence")
@@ -128,7 +134,7 @@ struct Networked {
     try requireSame(received, arrived, "host to guest")
   }
 
-  private func waitListening(_ card: NetCard, _ port: Int, _ server: ChildProcess) throws {
+  private func waitListening(_ card: some HostSide, _ port: Int, _ server: ChildProcess) throws {
     let place = String(port, radix: 16, uppercase: true)
     try server.wait(until: "it listens", within: 60) {
       let table =
@@ -145,7 +151,7 @@ struct Networked {
   }
 
   /// Runs iperf3 in the guest against the server on the host; bytes that the receiver counted.
-  func iperf(_ card: NetCard, seconds: Int = 2, _ options: String = "") throws -> Double {
+  func iperf(_ card: some HostSide, seconds: Int = 2, _ options: String = "") throws -> Double {
     let output = try guest.check(
       "iperf3 -J -c \(card.hostAddress) -t \(seconds) \(options)", within: Double(seconds + 90))
     let object = try JSONSerialization.jsonObject(with: Data(output.utf8)) as? [String: Any]

@@ -18,6 +18,17 @@ extension ChildProcess {
     try queueCounters().filter { queue == nil || $0["index"] == queue }.reduce(0) { $0 + ($1[name] ?? 0) }
   }
 
+  /// A counter's sum over the queues of a device of this name, one of several in the process.
+  func counter(_ name: String, of device: String) throws -> Int {
+    _ = try queueCounters()
+    let line = try counterLines.last { $0.hasPrefix("{\"device\":\"\(device)\"") }
+      .map { try JSONSerialization.jsonObject(with: Data($0.utf8)) as? [String: Any] }
+    guard let queues = line??["queues"] as? [[String: Int]] else {
+      throw HarnessError("no counters of '\(device)'", logs: [("vhost-swiftd", log)])
+    }
+    return queues.reduce(0) { $0 + ($1[name] ?? 0) }
+  }
+
   private var counterLines: [String] {
     let log = log
     guard let end = log.lastIndex(of: "\n") else { return [] }
