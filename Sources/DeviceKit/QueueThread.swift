@@ -54,6 +54,9 @@ public final class QueueThread: Sendable {
     helper?.finish()
   }
 
+  /// Runs `body` on the thread, between turns; it may reach what the thread's queues share. Any thread.
+  public func post(_ body: @escaping @Sendable () -> Void) { mailbox.post { _ in body() } }
+
   /// Runs `body` on the thread and returns what it returned.
   func ask<Value: Sendable>(_ body: @escaping @Sendable (QueueThreadCore) -> Value) -> Value {
     let reply = Reply<Value>()

@@ -46,7 +46,7 @@ public enum EthernetFrame {
   static let shortest = 60
 
   /// A broadcast that tells every switch where a guest is: RARP's request, as QEMU sends it after a migration.
-  static func announcement(of address: MACAddress) -> [UInt8] {
+  package static func announcement(of address: MACAddress) -> [UInt8] {
     let mac = address.bytes
     var frame = [UInt8](repeating: 0xff, count: 6) + mac + [0x80, 0x35]
     // Ethernet and IPv4, 6 and 4 bytes of address, "request reverse"; no protocol addresses.

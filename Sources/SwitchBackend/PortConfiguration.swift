@@ -39,4 +39,10 @@ public struct SwitchConfiguration: Sendable {
   public var uplink: PortConfiguration?
 
   public init(ports: [PortConfiguration]) { self.ports = ports }
+
+  /// One pair a port.
+  static let portQueues = 2
+  /// Seats that the switch's queue thread needs, and descriptors that it holds for it.
+  public var seats: Int { Self.portQueues * ports.count + files }
+  public var files: Int { uplink == nil ? 0 : 1 }
 }

@@ -2,6 +2,8 @@
 // serves all ports, so no lock is anywhere; a port's receiver is reached by one indirect call a frame.
 
 import DeviceKit
+import Glibc
+import HostIO
 import NetBackend
 import Synchronization
 
@@ -24,6 +26,7 @@ struct Verdict {
   public static let portLimit = 64
 
   let configuration: SwitchConfiguration
+  private let thread: QueueThread
   /// The uplink's place among the ports: behind those of the guests.
   let uplinkPort: Int?
   private var table: ForwardingTable
@@ -40,8 +43,10 @@ struct Verdict {
     var receiver: (QueueDoor<Frame>)?
   }
 
-  public init(_ configuration: SwitchConfiguration) {
+  /// `thread` serves all ports; it has `configuration.seats` seats.
+  public init(_ configuration: SwitchConfiguration, on thread: QueueThread) {
     self.configuration = configuration
+    self.thread = thread
     let guests = configuration.ports.count
     var shares = [Int](repeating: max(16, Self.addressLimit / max(1, guests)), count: guests)
     if configuration.uplink != nil { shares.append(Self.addressLimit) }
@@ -100,6 +105,32 @@ struct Verdict {
     case .trunk(let native, _):
       if network == native { return false }
       return ports[port].allowed.contains(network) ? true : nil
+    }
+  }
+
+  /// Says for a guest that it is behind this port now: with the broadcast that bridges know, in the network that the port's
+  /// untagged frames are in. Others have no name here. Any thread.
+  func announce(_ address: MACAddress, from port: Int) {
+    thread.post { [self] in
+      guard let (network, _) = network(of: port, tag: nil) else { return }
+      let bytes = EthernetFrame.announcement(of: address)
+      var link = LinkHeader()
+      (link.low, link.high) = (0xffff_ffff_ffff | address.value << 48, UInt32(address.value >> 16))
+      // RARP.
+      link.type = UInt16(0x8035).bigEndian
+      // SAFETY: the array's own bytes and the local vector, for the length of the calls.
+      unsafe bytes.withUnsafeBytes { bytes in
+        let segment = unsafe iovec(
+          iov_base: UnsafeMutableRawPointer(mutating: bytes.baseAddress), iov_len: bytes.count)
+        unsafe withUnsafePointer(to: segment) { segment in
+          beginBatch(at: Monotonic.now)
+          let frame = unsafe Frame(
+            segments: segment, count: 1, payloadStart: LinkHeader.byteCount,
+            payload: bytes.count - LinkHeader.byteCount, link: link, header: NetHeader(), network: network,
+            priority: 0)
+          _ = forward(frame, from: port)
+        }
+      }
     }
   }
 

@@ -20,7 +20,8 @@ public final class SwitchPort: VirtioDevice {
     self.port = port
     mac = hub.configuration.ports[port].mac
     identity = DeviceIdentity(
-      id: 1, name: "port\(port)", queueLimit: 2, counters: PortCounter.allCases.map(\.name))
+      id: 1, name: "port\(port)", queueLimit: SwitchConfiguration.portQueues,
+      counters: PortCounter.allCases.map(\.name))
     var features: FeatureSet = [
       NetFeature.mergeable, NetFeature.status,
       NetFeature.checksum, NetFeature.hostTSO4, NetFeature.hostTSO6, NetFeature.hostECN,
@@ -38,6 +39,11 @@ public final class SwitchPort: VirtioDevice {
     out.append(UInt32.max)  // speed: unknown
     out.append(UInt8.max)  // duplex: unknown
   }
+
+  public var announces: Bool { true }
+
+  /// After a migration: where the guest is now, for the switch and for who is behind its uplink.
+  public func announce(_ address: UInt64) { hub.announce(MACAddress(value: address), from: port) }
 
   public func start(_ queue: consuming QueueStart) throws(DeviceError) {
     let (hub, port, features) = (hub, port, queue.features)

@@ -149,9 +149,8 @@ struct SwitchCommand: ServiceGroup {
       var configuration = SwitchConfiguration(ports: ports.map(\.configuration))
       configuration.ageing = ageing
       configuration.uplink = uplinkTap?.configuration
-      let hub = Switch(configuration)
+      let (hub, threads) = try makeThreads(configuration, tap)
       let devices = ports.indices.map { SwitchPort($0, of: hub) }
-      let threads = try makeThreads(devices, tap.flatMap { Uplink(of: hub, tap: $0) })
       for (port, device) in zip(ports, devices) {
         services.append(
           try Service(
@@ -182,15 +181,20 @@ struct SwitchCommand: ServiceGroup {
     }
   }
 
-  /// The one thread, with a seat for each port's queues and the uplink.
-  private func makeThreads(_ ports: [SwitchPort], _ uplink: Uplink?) throws(Failure) -> SharedThreads {
+  /// The switch on its one thread, which has a seat for each port's queues and the uplink.
+  private func makeThreads(
+    _ configuration: SwitchConfiguration, _ tap: Tap?
+  ) throws(Failure) -> (hub: Switch, threads: SharedThreads) {
     do {
       let thread = try QueueThread(
         name: "switch", cpus: try cpus.map(Topology.processors).map { [$0[0]] } ?? [], policy: poll.policy,
-        seats: ports.reduce(uplink == nil ? 0 : 1) { $0 + $1.identity.queueLimit },
-        files: uplink?.descriptors.count ?? 0)
-      return SharedThreads(
-        [thread], resident: try uplink.map { try DeviceHost(device: $0, threads: [thread]) })
+        seats: configuration.seats, files: configuration.files)
+      let hub = Switch(configuration, on: thread)
+      let uplink = tap.flatMap { Uplink(of: hub, tap: $0) }
+      return (
+        hub,
+        SharedThreads([thread], resident: try uplink.map { try DeviceHost(device: $0, threads: [thread]) })
+      )
     } catch {
       throw Failure.run("\(error)")
     }

@@ -199,4 +199,33 @@ struct ForwardingTests {
     #expect(network.counter("floods", port: 0) == 1)
     #expect(try guests[2].next().frame.count == 60)
   }
+
+  @Test("A guest that has moved here is found at its port by SEND_RARP, without a word from it")
+  func announced() throws {
+    var fixed = PortConfiguration()
+    fixed.mac = MACAddress("02:00:00:00:01:02")
+    var access = PortConfiguration()
+    access.networks = .access(9)
+    let network = try TestSwitch([PortConfiguration(), PortConfiguration(), fixed, access])
+    let guests = try (0..<4).map { try network.guest($0) }
+    // It was at port 0 before, and is at port 1 now.
+    let roamer: [UInt8] = [2, 9, 9, 9, 9, 9]
+    try guests[0].send(frame(to: broadcast, from: roamer))
+    for index in [1, 2] { _ = try guests[index].next() }
+    #expect(guests[1].driver.offeredProtocolFeatures & ProtocolBits.rarp != 0)
+    #expect(try guests[1].driver.connection.sendRARP(roamer) == .ok)
+    for index in [0, 2] {
+      let told = try guests[index].next().frame
+      #expect(told.count == 60 && Array(told[..<14]) == broadcast + roamer + [0x80, 0x35])
+    }
+    try guests[2].send(frame(to: roamer, from: guests[2].mac))
+    #expect(try guests[1].next().frame.count == 60)
+    #expect(network.counter("floods", port: 2) == 0)
+    // Another address than the port's own is nobody's; a group's neither; other networks hear nothing.
+    _ = try guests[2].driver.connection.sendRARP(roamer)
+    _ = try guests[1].driver.connection.sendRARP(broadcast)
+    try guests[0].send(frame(to: roamer, from: guests[0].mac))
+    _ = try guests[1].next()
+    #expect((0..<4).map { network.counter("delivered", port: $0) } == [1, 3, 2, 0])
+  }
 }

@@ -2,6 +2,7 @@
 
 import Foundation
 import SwitchBackend
+import Synchronization
 import Testing
 import VhostFrontend
 
@@ -181,5 +182,49 @@ struct HostilePortTests {
     let before = network.counter("floods", port: 0)
     try a.send(frame(to: b.mac, from: a.mac))
     #expect(network.counter("floods", port: 0) == before)
+  }
+
+  /// Two guests' changes of memory, on threads of their own.
+  private final class Changes: Sendable {
+    let count = Atomic(0)
+    let isEnough = Atomic(false)
+
+    func repeatedly(_ driver: DeviceDriver) {
+      while !isEnough.load(ordering: .relaxed) {
+        let (table, files) = (driver.arena.table, driver.arena.descriptors)
+        do {
+          #expect(try driver.connection.setMemTable(table, descriptors: files) == .ok)
+        } catch {
+          Issue.record(error)
+          return
+        }
+        count.add(1, ordering: .relaxed)
+      }
+    }
+  }
+
+  @Test("Both guests give their memory anew under traffic: a frame's copy holds on to what it began with")
+  func remapping() throws {
+    let network = try TestSwitch(ports: 2)
+    let a = try network.guest(0, slots: false)
+    let b = try network.guest(1, packed: true, slots: false)
+    let changes = Changes()
+    let ended = DispatchSemaphore(value: 0)
+    for driver in [a.driver, b.driver] {
+      Thread {
+        changes.repeatedly(driver)
+        ended.signal()
+      }.start()
+    }
+    for round in 0..<300 {
+      let sent = frame(to: b.mac, from: a.mac, 9000 + round, number: UInt8(truncatingIfNeeded: round))
+      try a.send(sent, piece: 1000)
+      #expect(try b.next().frame == sent)
+    }
+    changes.isEnough.store(true, ordering: .relaxed)
+    for _ in 0..<2 { ended.wait() }
+    #expect(changes.count.load(ordering: .relaxed) > 20)
+    #expect(network.counter("faults", port: 0) + network.counter("faults", port: 1) == 0)
+    #expect(try b.arena.damagedGuards() == [])
   }
 }

@@ -49,9 +49,9 @@ final class TestSwitch {
     var configuration = SwitchConfiguration(ports: ports)
     configuration.ageing = ageing
     configuration.uplink = uplink?.port
-    let hub = Switch(configuration)
     let thread = try QueueThread(
-      name: "switch", cpus: [], policy: .adaptive, seats: 2 * ports.count + 1, files: 1)
+      name: "switch", cpus: [], policy: .adaptive, seats: configuration.seats, files: configuration.files)
+    let hub = Switch(configuration, on: thread)
     self.uplink = try uplink.map {
       try DeviceHost(device: try #require(Uplink(of: hub, tap: $0.tap)), threads: [thread])
     }
@@ -87,11 +87,11 @@ final class TestSwitch {
   /// Connects a guest to a port, with buffers posted.
   func guest(
     _ port: Int, features: UInt64 = NetBits.all, packed: Bool = false, buffers: Int = 64,
-    bufferBytes: Int = 2048,
-    queueSize: UInt16 = 128
+    bufferBytes: Int = 2048, queueSize: UInt16 = 128, slots: Bool = true
   ) throws -> NetGuest {
     let guest = try NetGuest(
-      path: socket(port), number: port, features: features, packed: packed, queueSize: queueSize)
+      path: socket(port), number: port, features: features, packed: packed, queueSize: queueSize, slots: slots
+    )
     if buffers > 0 { try guest.post(buffers, bytes: bufferBytes) }
     return guest
   }
@@ -130,10 +130,13 @@ final class NetGuest {
   private var room: UInt64
   private static let roomBytes = 70 << 10
 
-  init(path: String, number: Int, features: UInt64, packed: Bool, queueSize: UInt16) throws {
+  /// `slots`: whether memory is told region by region, or as a table.
+  init(path: String, number: Int, features: UInt64, packed: Bool, queueSize: UInt16, slots: Bool) throws {
     mac = [2, 0, 0, 0, 1, UInt8(number)]
     let options = DriverOptions.with {
       $0.features = VirtioBits.driven | features
+      $0.protocolFeatures =
+        Habit.plain.protocolFeatures & ~(slots ? 0 : ProtocolBits.configureMemSlots) | ProtocolBits.rarp
       $0.packed = packed
       $0.queues = 2
       $0.queueSize = queueSize
