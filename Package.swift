@@ -86,6 +86,9 @@ let package = Package(
       path: "Benchmarks/disk-bench", swiftSettings: strict),
     .executableTarget(name: "guest-load", path: "Benchmarks/guest-load"),
     .executableTarget(
+      name: "pair-bench", dependencies: ["GuestHarness", "VhostFrontend"], path: "Benchmarks/pair-bench",
+      swiftSettings: relaxed),
+    .executableTarget(
       name: "bench", dependencies: ["GuestHarness"], path: "Benchmarks/bench", swiftSettings: relaxed),
 
     .executableTarget(

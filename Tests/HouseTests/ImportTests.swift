@@ -33,12 +33,15 @@ private let arrows: [(folder: String, imports: Set<String>)] = [
   ("Benchmarks/ring-bench", ["VirtQueue", "VhostFrontend", "HostIO", "CLinux", "Foundation"]),
   ("Benchmarks/disk-bench", ["VhostFrontend", "CLinux", "Foundation"]),
   ("Benchmarks/bench", ["GuestHarness", "Foundation"]),
+  ("Benchmarks/pair-bench", ["GuestHarness", "VhostFrontend", "Foundation"]),
   (
     "Benchmarks/net-bench", ["NetBackend", "DeviceKit", "VirtQueue", "HostIO", "CLinux", "VhostFrontend"]
   ),
   // What tests drive the program with, and the driver's side of them.
   ("Tests/Support/GuestHarness", ["Foundation", "Dispatch"]),
-  ("Tests/Support/TestSupport", ["NetBackend", "HostIO", "VhostFrontend", "CLinux", "Foundation", "Testing"]),
+  (
+    "Tests/Support/TestSupport", ["NetBackend", "HostIO", "VhostFrontend", "CLinux", "Foundation", "Testing"]
+  ),
 ]
 private let openToAll: Set<String> = ["Glibc", "Synchronization"]
 

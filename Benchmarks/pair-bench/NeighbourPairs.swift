@@ -1,0 +1,127 @@
+// What a quiet queue's requests wait while a neighbour floods: on one thread (two queues of a disk), and on one processor (two
+// disks of one `vhost-swiftd serve`). The 99th percentile of 4 KiB reads at depth 1, beside the flood and alone, in turn. One client
+// drives both queues and polls. Storage is a memory file system's: what is seen is the server's doing.
+
+import Foundation
+import GuestHarness
+import VhostFrontend
+
+enum NeighbourPairs {
+  static func measure(_ pace: Pace) throws -> [Finding] {
+    let server = try Server()
+    defer { server.stop() }
+    let first = try BlockDriver(path: server.socket(0), waiting: .seconds(30), disk)
+    let second = try BlockDriver(path: server.socket(1), waiting: .seconds(30), disk)
+    defer { for driver in [first, second] { driver.disconnect() } }
+    var findings: [Finding] = []
+    for bytes in [4096, 131_072] {
+      for (place, quiet) in [("thread", first.queues[1]), ("processor", second.queues[0])] {
+        let flood = Flood(queue: first.queues[0], bytes: bytes)
+        var finding = Finding(
+          "quiet queue, \(bytes >> 10) KiB reads flood the same \(place)", "p99", "ns", higherIsBetter: false)
+        for _ in 0..<pace.rounds {
+          finding.ours.append(try p99(of: quiet, beside: flood, pace.milliseconds))
+          try flood.end()
+          finding.peer.append(try p99(of: quiet, beside: nil, pace.milliseconds))
+        }
+        findings.append(finding)
+      }
+    }
+    return findings
+  }
+
+  static let depth = 64
+  private static let disk = DiskOptions.with {
+    $0.driver.queues = 2
+    $0.driver.queueSize = 256
+    $0.driver.timeout = .seconds(30)
+    $0.depth = depth
+    $0.dataBytes = 128 << 10
+  }
+
+  /// Reads one block after another for so long; what 99 of 100 reads did not exceed, in nanoseconds.
+  private static func p99(of quiet: BlockQueue, beside flood: Flood?, _ milliseconds: Int) throws -> Double {
+    let begin = DispatchTime.now().uptimeNanoseconds
+    let length = UInt64(milliseconds) * 1_000_000
+    var times: [UInt64] = []
+    times.reserveCapacity(1 << 20)
+    var started: UInt64?
+    while true {
+      flood?.turn()
+      let now = DispatchTime.now().uptimeNanoseconds
+      if let start = started, let done = quiet.poll() {
+        guard done.status == DiskRequest.ok else { throw HarnessError("a read failed") }
+        times.append(now - start)
+        started = nil
+      }
+      if started == nil {
+        if now - begin >= length { break }
+        _ = quiet.submit(
+          type: DiskRequest.Kind.read, sector: UInt64(times.count % 1024) * 8, bytes: 4096, deviceWrites: true
+        )
+        quiet.publish()
+        started = now
+      }
+      if now - begin > length + 10_000_000_000 { throw HarnessError("the quiet queue gets no answer") }
+    }
+    times.sort()
+    return Double(times[times.count * 99 / 100])
+  }
+}
+
+/// Keeps a queue full of reads.
+struct Flood {
+  let queue: BlockQueue
+  let bytes: Int
+
+  func turn() {
+    while queue.poll() != nil {}
+    var any = false
+    while queue.queue.ring.inFlight < NeighbourPairs.depth {
+      guard
+        queue.submit(type: DiskRequest.Kind.read, sector: 0, bytes: bytes, deviceWrites: true) != nil
+      else { break }
+      any = true
+    }
+    if any { queue.publish() }
+  }
+
+  /// Takes back what is in flight.
+  func end() throws {
+    let deadline = Deadline(seconds: 30)
+    while queue.queue.ring.inFlight > 0 {
+      if queue.poll() == nil, deadline.hasPassed { throw HarnessError("the flood gets no answer") }
+    }
+  }
+}
+
+/// Two disks of one process, a thread each, on one processor.
+final class Server {
+  private let folder: TemporaryFolder
+  private let process: ChildProcess
+  private let images: [String]
+
+  init() throws {
+    folder = try TemporaryFolder()
+    let folder = folder
+    let images = (0..<2).map { "/dev/shm/neighbour-bench.\(getpid()).\($0)" }
+    self.images = images
+    for image in images { try Data(repeating: 7, count: 16 << 20).write(to: URL(fileURLWithPath: image)) }
+    let devices = (0..<2).map { number in
+      #"{"device": "blk", "socket-path": "\#(folder.file("\(number)"))", "blk-file": "\#(images[number])", "#
+        + #""num-queues": 2, "cpus": "0"}"#
+    }
+    let config = folder.file("config.json")
+    try "{\"devices\": [\(devices.joined(separator: ", "))]}".write(
+      toFile: config, atomically: true, encoding: .utf8)
+    process = try ChildProcess(
+      try Environment.program("vhost-swiftd"), ["serve", "--config", config], log: folder.file("log"))
+  }
+
+  func socket(_ number: Int) -> String { folder.file("\(number)") }
+
+  func stop() {
+    process.kill()
+    for image in images { unlink(image) }
+  }
+}
