@@ -91,7 +91,7 @@ struct Bench {
     case "direct":
       let file = try StorageFile(in: Self.diskFolder, bytes: bytes)
       return try DiskSuite.direct(quick: options.quick, file: file, bytes: bytes).run(pace)
-    default: return try IdleSuite.run(pace)
+    default: return try IdleSuite.run(pace, quick: options.quick)
     }
   }
 

@@ -5,7 +5,7 @@ import Foundation
 import GuestHarness
 
 enum IdleSuite {
-  static func run(_ pace: Pace) throws -> [Row] {
+  static func run(_ pace: Pace, quick: Bool) throws -> [Row] {
     let storage = Storage(kind: .null, bytes: 1 << 30)
     let ours = try DiskServer.ours(storage)
     let peer = try DiskServer.peer(storage)
@@ -30,8 +30,13 @@ enum IdleSuite {
     return [
       Row(
         suite: "idle", name: "connected and idle, after load", peer: DiskServer.peerName, measures: measures)
-    ] + (try sharing(pace))
+    ] + (try sharing(pace)) + (try neighbours.rows(quick: quick))
   }
+
+  /// What a quiet queue waits beside one that floods.
+  private static let neighbours = BenchProgram(
+    name: "pair-bench", suite: "idle", peer: "the quiet queue alone", arguments: ["neighbours"],
+    quick: ["neighbours", "150", "3"], targets: [:])
 
   /// Two queues on two threads: each does about half.
   private static func sharing(_ pace: Pace) throws -> [Row] {

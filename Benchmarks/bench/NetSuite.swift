@@ -31,7 +31,11 @@ enum NetSuite {
       arguments: ["20000"], quick: ["5000"],
       targets: [
         "tap, guest sends 64 KiB": .ratioAtMost(1.15), "tap, guest receives 64 KiB": .ratioAtMost(1.15),
-      ])
+      ]),
+    BenchProgram(
+      name: "pair-bench", suite: "net", peer: "two taps and a bridge", needsRoot: true,
+      arguments: ["switch"], quick: ["switch", "150", "3"],
+      targets: ["guest to guest, 64 B": .ratio(4), "guest to guest, 1518 B": .ratio(4)]),
   ]
 
   // MARK: Packets that go round

@@ -1,5 +1,5 @@
 // Measurements that bring their own peer, ours and the peer in turn: A B A B. Each prints a line a measure, or JSON as `bench` reads it.
-// Pinned by itself: servers on the first processor, this client where it is put (`taskset`).
+// Servers are on the first processor, this client is on the last one.
 //
 //   pair-bench switch|neighbours [--json] [MILLISECONDS] [ROUNDS]      a run's length, and how many of them
 
@@ -12,9 +12,11 @@ struct PairBench {
     do {
       let words = CommandLine.arguments.dropFirst()
       let numbers = words.compactMap { Int($0) }
+      let last = ProcessInfo.processInfo.activeProcessorCount - 1
+      try Tool.run("taskset", ["-cp", "\(last)", "\(getpid())"])
       let pace = Pace(milliseconds: numbers.first ?? 400, rounds: numbers.dropFirst().first ?? 5)
       let findings =
-        switch words.first {
+        switch words.first(where: { !$0.hasPrefix("-") }) {
         case "switch": try SwitchPairs.measure(pace)
         case "neighbours": try NeighbourPairs.measure(pace)
         default: throw HarnessError("pair-bench switch|neighbours [--json] [MILLISECONDS] [ROUNDS]")
