@@ -86,26 +86,33 @@ final class EchoBackend {
     prepare: (FrontendConnection) throws -> Void = { _ in }
   ) throws -> (front: FrontendConnection, arena: GuestArena, queue: QueueDriver) {
     let front = try connect()
-    let wanted = packed ? VirtioBits.driven | VirtioBits.packed : VirtioBits.driven & ~VirtioBits.packed
-    let features = try front.getFeatures() & wanted
-    _ = try front.setFeatures(features)
+    try Self.negotiate(front, packed: packed)
     let arena = try memory ?? GuestArena(bytes: 2 << 20)
     #expect(try front.setMemTable(arena.table, descriptors: arena.descriptors) == .ok)
     try prepare(front)
     return (front, arena, try Self.start(front, arena, packed: packed))
   }
 
-  /// Starts ring 0 in the arena, on a connection that has negotiated and shared it.
-  static func start(_ front: FrontendConnection, _ arena: GuestArena, packed: Bool) throws -> QueueDriver {
+  /// Takes the features of a ring of this kind.
+  static func negotiate(_ front: FrontendConnection, packed: Bool) throws {
+    let wanted = packed ? VirtioBits.driven | VirtioBits.packed : VirtioBits.driven & ~VirtioBits.packed
+    #expect(try front.setFeatures(front.getFeatures() & wanted) == .ok)
+  }
+
+  /// Starts a ring in the arena, on a connection that has negotiated and shared it.
+  static func start(
+    _ front: FrontendConnection, _ arena: GuestArena, size: UInt16 = 64, packed: Bool, index: UInt32 = 0
+  ) throws -> QueueDriver {
     let queue = try QueueDriver(
-      index: 0, DriverRingOptions(size: 64, eventIndex: true, indirectCapacity: 8), packed: packed, in: arena)
-    #expect(try front.setVringNum(0, 64) == .ok)
-    #expect(try front.setVringBase(0, queue.ring.base) == .ok)
+      index: index, DriverRingOptions(size: size, eventIndex: true, indirectCapacity: 8), packed: packed,
+      in: arena)
+    #expect(try front.setVringNum(index, UInt32(size)) == .ok)
+    #expect(try front.setVringBase(index, queue.ring.base) == .ok)
     #expect(try front.setVringAddr(queue.address(in: arena)) == .ok)
-    #expect(try front.setVringCall(0, queue.call) == .ok)
-    #expect(try front.setVringErr(0, queue.error) == .ok)
-    #expect(try front.setVringKick(0, queue.kick) == .ok)
-    #expect(try front.setVringEnable(0, true) == .ok)
+    #expect(try front.setVringCall(index, queue.call) == .ok)
+    #expect(try front.setVringErr(index, queue.error) == .ok)
+    #expect(try front.setVringKick(index, queue.kick) == .ok)
+    #expect(try front.setVringEnable(index, true) == .ok)
     return queue
   }
 

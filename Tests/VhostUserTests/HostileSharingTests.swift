@@ -7,38 +7,16 @@ import VhostFrontend
 
 @Suite("strange sharing")
 struct HostileSharingTests {
-  /// Starts a ring on a connection that has negotiated; the front-end's answers are all yes.
-  private func start(
-    _ front: FrontendConnection, _ arena: GuestArena, size: UInt16, packed: Bool, index: UInt32 = 0
-  ) throws -> QueueDriver {
-    let queue = try QueueDriver(
-      index: index, DriverRingOptions(size: size, eventIndex: true, indirectCapacity: 4), packed: packed,
-      in: arena)
-    #expect(try front.setVringNum(index, UInt32(size)) == .ok)
-    #expect(try front.setVringBase(index, queue.ring.base) == .ok)
-    #expect(try front.setVringAddr(queue.address(in: arena)) == .ok)
-    #expect(try front.setVringCall(index, queue.call) == .ok)
-    #expect(try front.setVringErr(index, queue.error) == .ok)
-    #expect(try front.setVringKick(index, queue.kick) == .ok)
-    #expect(try front.setVringEnable(index, true) == .ok)
-    return queue
-  }
-
-  private func negotiate(_ front: FrontendConnection, packed: Bool) throws {
-    let wanted = packed ? VirtioBits.driven | VirtioBits.packed : VirtioBits.driven & ~VirtioBits.packed
-    #expect(try front.setFeatures(front.getFeatures() & wanted) == .ok)
-  }
-
   @Test(
     "SR12 PR07 the smallest and the largest queues work", arguments: [UInt16(1), 2, 32768], [false, true])
   func sizes(size: UInt16, packed: Bool) throws {
     let backend = try EchoBackend()
     let front = try backend.connect()
     defer { front.disconnect() }
-    try negotiate(front, packed: packed)
+    try EchoBackend.negotiate(front, packed: packed)
     let arena = try GuestArena(bytes: 8 << 20)
     #expect(try front.setMemTable(arena.table, descriptors: arena.descriptors) == .ok)
-    let queue = try start(front, arena, size: size, packed: packed)
+    let queue = try EchoBackend.start(front, arena, size: size, packed: packed)
     let (from, to) = (try arena.allocate(1), try arena.allocate(4))
     for _ in 0..<200 {
       // One descriptor of the ring, whatever its size.
@@ -72,7 +50,7 @@ struct HostileSharingTests {
     let backend = try EchoBackend()
     let (front, arena, queue) = try backend.running()
     defer { front.disconnect() }
-    let other = try start(front, arena, size: 16, packed: false, index: 1)
+    let other = try EchoBackend.start(front, arena, size: 16, packed: false, index: 1)
     for round in 0..<50 {
       for _ in 0..<1000 { queue.kick.ring() }
       try EchoBackend.echoes(arena, other, UInt8(round))
@@ -145,14 +123,14 @@ struct HostileSharingTests {
     let backend = try EchoBackend()
     let front = try backend.connect()
     defer { front.disconnect() }
-    try negotiate(front, packed: false)
+    try EchoBackend.negotiate(front, packed: false)
     let arena = try GuestArena(
       regions: [
         ArenaRegion(at: 1 << 24, bytes: 1 << 20, file: 0),
         ArenaRegion(at: (1 << 24) + (1 << 20), bytes: 1 << 20, file: 1),
       ])
     #expect(try front.setMemTable(arena.table, descriptors: arena.descriptors) == .ok)
-    let queue = try start(front, arena, size: 16, packed: false)
+    let queue = try EchoBackend.start(front, arena, size: 16, packed: false)
     let from = try arena.allocate(1)
     try arena.write([0x44], at: from)
     let border: UInt64 = (1 << 24) + (1 << 20)
