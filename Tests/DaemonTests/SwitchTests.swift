@@ -52,6 +52,9 @@ struct SwitchTests {
     let (a, b) = (try Guest(daemon.socket), try Guest(daemon.folder.file("t")))
     try a.send(Self.frame)
     #expect(try b.receive() == Self.frame)
+    // One pair a port, and no feature that says otherwise.
+    #expect(try a.driver.connection.getQueueNum() == 2)
+    #expect(a.driver.offeredFeatures & (1 << 22) == 0)
     a.driver.disconnect()
     b.driver.disconnect()
     try daemon.stop()
