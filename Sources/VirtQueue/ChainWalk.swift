@@ -77,6 +77,9 @@ extension SlotTable {
   mutating func appendPieces(
     _ address: UInt64, _ length: UInt32, _ walk: inout Walk, to slot: UnsafeMutablePointer<Slot>
   ) -> QueueFault? {
+    if let translator {
+      return unsafe appendTranslated(address, length, by: translator, &walk, to: slot)
+    }
     var at = address
     var left = UInt64(length)
     while left > 0 {
@@ -99,7 +102,7 @@ extension SlotTable {
     return nil
   }
 
-  private mutating func place(
+  mutating func place(
     _ start: UnsafeMutableRawPointer?, _ length: Int, _ walk: inout Walk, in slot: UnsafeMutablePointer<Slot>
   ) -> QueueFault? {
     if unsafe walk.count >= walk.capacity {
@@ -130,6 +133,14 @@ extension SlotTable {
       let flat = unsafe walk.near.pointee.host + Int(truncatingIfNeeded: offset)
       return unsafe walkTable(entries, alreadySeen, sequential, &walk, slot, unmapped: address) {
         unsafe SplitDescriptor(at: flat + 16 * Int($0))
+      }
+    }
+    if let translator {
+      guard let words = translatedTable(at: address, byteCount: byteCount, by: translator) else {
+        return translator.hasMisses ? .translationPending : .indirectUnmapped(address)
+      }
+      return unsafe walkTable(entries, alreadySeen, sequential, &walk, slot, unmapped: address) {
+        SplitDescriptor(address: words[2 * Int($0)], rest: words[2 * Int($0) + 1])
       }
     }
     guard var cursor = TableCursor(view: view, address: address, byteCount: byteCount) else {

@@ -57,13 +57,17 @@ public enum MemoryMapError: Error, Equatable, Sendable {
   public let generation: UInt32
   /// Sorted by guest address.
   public let regions: [GuestRegion]
+  /// Behind an IOMMU: what leads from the addresses in rings and descriptors to user addresses.
+  public let iotlb: IOTLB?
 
   // SAFETY: both tables are written in `init` only and freed in `deinit`; `regions` keeps what they point to.
   private nonisolated(unsafe) let byGuest: UnsafeMutablePointer<MapEntry>
   private nonisolated(unsafe) let byUser: UnsafeMutablePointer<MapEntry>
 
   /// Checks and sorts; throws on an empty region, an address overflow, or an overlap in either address space.
-  public init(generation: UInt32, regions: [GuestRegion]) throws(MemoryMapError) {
+  public init(
+    generation: UInt32, regions: [GuestRegion], iotlb: IOTLB? = nil
+  ) throws(MemoryMapError) {
     for region in regions {
       if region.size == 0 { throw .emptyRegion(guestAddress: region.guestAddress) }
       if region.guestAddress.addingReportingOverflow(region.size).overflow
@@ -80,15 +84,18 @@ public enum MemoryMapError: Error, Equatable, Sendable {
 
     self.generation = generation
     self.regions = sorted
+    self.iotlb = iotlb
     // SAFETY: one entry a region is written to each table, in bounds by construction; a map without regions has one
     // that nothing lies in, so that there is always a first.
     unsafe byGuest = .allocate(capacity: max(1, sorted.count))
     unsafe byUser = .allocate(capacity: max(1, sorted.count))
-    if sorted.isEmpty {
+    if sorted.isEmpty || iotlb != nil {
       unsafe byGuest.initialize(to: MapEntry(start: 0, size: 0, host: byGuest))
+    }
+    if sorted.isEmpty {
       unsafe byUser.initialize(to: MapEntry(start: 0, size: 0, host: byUser))
     }
-    for (i, region) in sorted.enumerated() {
+    for (i, region) in sorted.enumerated() where iotlb == nil {
       unsafe (byGuest + i).initialize(
         to: MapEntry(start: region.guestAddress, size: region.size, host: region.host))
     }
@@ -112,8 +119,11 @@ public enum MemoryMapError: Error, Equatable, Sendable {
     }
   }
 
-  /// Guest physical addresses, for descriptors. Valid while the map lives.
-  public var guestView: MemoryView { unsafe MemoryView(entries: byGuest, count: regions.count) }
+  /// Guest physical addresses, for descriptors; behind an IOMMU, where descriptors carry none, nothing is in it. Valid
+  /// while the map lives.
+  public var guestView: MemoryView {
+    unsafe MemoryView(entries: byGuest, count: iotlb == nil ? regions.count : 0)
+  }
   /// Front-end addresses, for rings. Valid while the map lives.
   public var userView: MemoryView { unsafe MemoryView(entries: byUser, count: regions.count) }
 
@@ -144,16 +154,43 @@ public enum MemoryMapError: Error, Equatable, Sendable {
     }
   }
 
-  /// The host address of `length` bytes at a front-end address, where they lie in one region and at the
-  /// given alignment (a power of two); nil otherwise.
-  public func ringArea(at user: UInt64, length: UInt64, alignment: UInt64) -> UnsafeMutableRawPointer? {
+  /// The host address of `length` bytes at a front-end address (behind an IOMMU: an I/O virtual one, where all of it
+  /// allows `access`), where they lie in one region and at the given alignment (a power of two); nil otherwise.
+  public func ringArea(
+    at user: UInt64, length: UInt64, alignment: UInt64, for access: AccessRights = [.read, .write]
+  ) -> UnsafeMutableRawPointer? {
     guard user & (alignment - 1) == 0 else { return nil }
+    if let iotlb { return unsafe translatedArea(at: user, length, alignment, for: access, by: iotlb) }
     var hint = 0
     // SAFETY: the piece lies in a region this map keeps mapped.
     guard let piece = unsafe userView.piece(at: user, upTo: length, hint: &hint),
       unsafe piece.count >= length, unsafe UInt(bitPattern: piece.start) & UInt(alignment - 1) == 0
     else { return nil }
     return unsafe piece.start
+  }
+
+  /// The same through an IOTLB: any number of mappings, side by side in this process.
+  private func translatedArea(
+    at address: UInt64, _ length: UInt64, _ alignment: UInt64, for access: AccessRights, by iotlb: IOTLB
+  ) -> UnsafeMutableRawPointer? {
+    var start: UnsafeMutableRawPointer?
+    var hint = 0
+    var done: UInt64 = 0
+    while done < length {
+      let (at, overflow) = address.addingReportingOverflow(done)
+      guard !overflow, let found = iotlb.find(at, upTo: length - done, for: access),
+        let piece = unsafe userView.piece(at: found.user, upTo: found.count, hint: &hint)
+      else { return nil }
+      // SAFETY: only addresses are compared; `done` bytes from `start` are in memory.
+      if let start = unsafe start {
+        guard unsafe start + Int(done) == piece.start else { return nil }
+      } else {
+        unsafe start = unsafe piece.start
+      }
+      done += unsafe piece.count
+    }
+    guard UInt(bitPattern: start) & UInt(alignment - 1) == 0 else { return nil }
+    return unsafe start
   }
 }
 

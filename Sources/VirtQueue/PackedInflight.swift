@@ -48,6 +48,9 @@ struct UnfinishedRequest {
   /// A request that an earlier process left; nil when there is none.
   mutating func nextUnfinished() -> UnfinishedRequest? { unfinished.popLast() }
 
+  /// It cannot be taken up yet, and is the next one again.
+  mutating func putBack(_ request: UnfinishedRequest) { unfinished.append(request) }
+
   // MARK: Taking a request: begin, add each descriptor, finish
 
   @usableFromInline mutating func begin() {

@@ -100,17 +100,8 @@ import CLinux
   )
 
   private static func areas(of layout: RingLayout, in map: GuestMemoryMap) throws(RingLayoutError) -> Areas {
-    guard
-      let ring = unsafe map.ringArea(
-        at: layout.descriptorArea, length: 16 * UInt64(layout.size), alignment: 16)
-    else { throw .badArea(name: "descriptor", address: layout.descriptorArea) }
-    guard let driver = unsafe map.ringArea(at: layout.driverArea, length: 4, alignment: 4) else {
-      throw .badArea(name: "driver event", address: layout.driverArea)
-    }
-    guard let device = unsafe map.ringArea(at: layout.deviceArea, length: 4, alignment: 4) else {
-      throw .badArea(name: "device event", address: layout.deviceArea)
-    }
-    return unsafe (ring, driver, device)
+    let areas = layout.areas(packed: true)
+    return unsafe (try map.place(areas[0]), try map.place(areas[1]), try map.place(areas[2]))
   }
 
   /// Whether a ring of this layout lies in a map.
@@ -158,7 +149,7 @@ import CLinux
     {
       if logged { inflight.abandon() }
       unsafe table.close(slot)
-      fail(fault)
+      stop(at: fault)
       return nil
     }
     if logged { inflight.finish(id: last.id) }
@@ -179,39 +170,6 @@ import CLinux
     case .dropped: return .chainDropped(id)
     case .live, .held: return .headInFlight(id)
     }
-  }
-
-  /// A chain that an earlier process took and did not complete: its descriptors come from the log, since the ring may
-  /// have been written over.
-  @usableFromInline @inline(never)
-  mutating func nextUnfinished() -> Chain? {
-    guard let request = inflight.nextUnfinished(), request.id < size else {
-      hasUnfinished = false
-      return next()
-    }
-    hasUnfinished = inflight.unfinishedCount > 0
-    let slot = unsafe table.slots + Int(request.id)
-    if let fault = unsafe walk(request.descriptors, into: slot) {
-      unsafe table.close(slot)
-      fail(fault)
-      return nil
-    }
-    return unsafe Chain(head: request.id, slot: slot)
-  }
-
-  /// A list from the log.
-  private mutating func walk(
-    _ list: [PackedCopy], into slot: UnsafeMutablePointer<Slot>
-  ) -> QueueFault? {
-    var walk = unsafe table.open(slot)
-    for descriptor in list {
-      if let fault = unsafe append(
-        descriptor.address, descriptor.word, isAlone: list.count == 1, &walk, to: slot)
-      {
-        return fault
-      }
-    }
-    return unsafe table.give(slot, walk, descriptors: UInt16(truncatingIfNeeded: list.count))
   }
 
   /// One descriptor of a list: a buffer, or the table that is the whole list (virtio 1.3 §2.8.7).
@@ -401,43 +359,6 @@ import CLinux
     unsafe deviceEvent = areas.device
     table.adopt(map)
     return true
-  }
-
-  // MARK: The dirty log
-
-  public mutating func setLog(_ log: QueueLog?) { marks.set(log) }
-
-  @inlinable public var marksBuffers: Bool { marks.buffers }
-
-  @inline(never)
-  public mutating func mark(_ chain: borrowing Chain, bytes: UInt32) {
-    unsafe marks.mark(chain.slot, bytes: bytes, in: table.map(of: chain.slot))
-  }
-
-  @inline(never)
-  public mutating func mark(_ chain: borrowing Chain, byte: UnsafeMutableRawPointer) {
-    unsafe marks.mark(byte, 1, in: table.map(of: chain.slot))
-  }
-
-  /// The descriptors from `start` to the next used one were written, as far as each was.
-  @usableFromInline @inline(never)
-  mutating func markPublished(since start: PackedPosition) {
-    if marks.ring {
-      let map = table.map
-      let wraps = nextUsed.wrap != start.wrap
-      let straight = (wraps ? Int(size) : Int(nextUsed.index)) - Int(start.index)
-      // SAFETY: both runs are within the ring's `size` descriptors.
-      unsafe marks.mark(descriptors + 16 * Int(start.index), 16 * UInt64(straight), in: map)
-      if wraps { unsafe marks.mark(descriptors, 16 * UInt64(nextUsed.index), in: map) }
-    }
-    marks.announce()
-  }
-
-  /// The device event area was written.
-  @usableFromInline @inline(never)
-  mutating func markNotification() {
-    unsafe marks.mark(deviceEvent, 4, in: table.map)
-    marks.announce()
   }
 
   @inline(never)

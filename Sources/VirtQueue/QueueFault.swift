@@ -27,6 +27,8 @@ public enum QueueFault: Error, Equatable, Sendable {
   case indirectLength(UInt32)
   /// An indirect table that is not wholly in guest memory.
   case indirectUnmapped(UInt64)
+  /// No fault: the chain stays in the ring until its addresses are translated (IOMMU). Never a ring's `fault`.
+  case translationPending
   /// The memory map changed and the ring lies in it no more.
   case ringUnmapped
   /// Pages of the memory that is shared with us are gone: the front-end cut their file off.

@@ -30,6 +30,65 @@ public struct RingLayout: Sendable, Equatable {
 
   /// The largest queue either format allows.
   public static var largestSize: UInt16 { 32768 }
+
+  /// Descriptor, driver and device area, in this order.
+  public func areas(packed: Bool) -> [RingArea] {
+    let count = UInt64(size)
+    if packed {
+      return [
+        RingArea("descriptor", descriptorArea, 16 * count, alignment: 16, [.read, .write]),
+        RingArea("driver event", driverArea, 4, alignment: 4, .read),
+        RingArea("device event", deviceArea, 4, alignment: 4, [.read, .write]),
+      ]
+    }
+    // The event field is there only where it is used: some front-ends map no more than that.
+    let event: UInt64 = eventIndex ? 2 : 0
+    return [
+      RingArea("descriptor", descriptorArea, 16 * count, alignment: 16, .read),
+      RingArea("available", driverArea, 4 + 2 * count + event, alignment: 2, .read),
+      RingArea("used", deviceArea, 4 + 8 * count + event, alignment: 4, [.read, .write]),
+    ]
+  }
+}
+
+/// A part of a ring: where the front-end says that it lies, and what is done there.
+public struct RingArea: Sendable {
+  public let name: String
+  public let address: UInt64
+  public let length: UInt64
+  let alignment: UInt64
+  let access: AccessRights
+
+  init(_ name: String, _ address: UInt64, _ length: UInt64, alignment: UInt64, _ access: AccessRights) {
+    self.name = name
+    self.address = address
+    self.length = length
+    self.alignment = alignment
+    self.access = access
+  }
+
+  /// What of it is to be translated before the ring can run.
+  public func misses(in iotlb: IOTLB, limit: Int) -> [TranslationMiss] {
+    iotlb.misses(at: address, length, for: access, limit: limit)
+  }
+
+  /// Whether any of it lies in a range.
+  public func overlaps(_ range: IOVARange) -> Bool {
+    // An area that runs past the last address is none that a ring runs in.
+    IOVARange(address, size: length)?.overlaps(range) ?? true
+  }
+}
+
+extension GuestMemoryMap {
+  /// Where an area is in this process.
+  func place(_ area: RingArea) throws(RingLayoutError) -> UnsafeMutableRawPointer {
+    // SAFETY: `ringArea` gives memory of this map.
+    guard
+      let place = unsafe ringArea(
+        at: area.address, length: area.length, alignment: area.alignment, for: area.access)
+    else { throw .badArea(name: area.name, address: area.address) }
+    return unsafe place
+  }
 }
 
 /// Why a ring cannot start where it is said to lie.

@@ -23,8 +23,16 @@ import Glibc
   @usableFromInline var hint = 0
   @usableFromInline var liveCount = 0
   @usableFromInline var longArraysHaveRoom = true
+  /// The next chain was put back: its addresses are to be translated first.
+  @usableFromInline var isWaiting = false
+  /// Behind an IOMMU: nothing is found in `view`, and this finds it.
+  let translator: Translator?
+  var userView: MemoryView
+  var userHint = 0
 
   init(size: UInt16, map: GuestMemoryMap) {
+    translator = map.iotlb.map { Translator($0, slots: Int(size) + 1) }
+    userView = map.userView
     storage = SlotStorage(size: size, map: map)
     self.size = size
     unsafe slots = unsafe storage.slots
@@ -62,6 +70,7 @@ import Glibc
   mutating func give(
     _ slot: UnsafeMutablePointer<Slot>, _ walk: Walk, descriptors: UInt16
   ) -> QueueFault? {
+    if unsafe walk.hasHole, awaitsTranslation() { return .translationPending }
     let total = unsafe walk.bytes
     if total > UInt64(UInt32.max) { return .chainTooLarge }
     let readable = unsafe walk.sawWritable ? walk.readableBytes : total
@@ -86,6 +95,7 @@ import Glibc
   mutating func settle(_ slot: UnsafeMutablePointer<Slot>, into own: UnsafeMutablePointer<Slot>) {
     // Their arrays change places, so each slot keeps one.
     unsafe swap(&own.pointee, &slot.pointee)
+    if let translator { unsafe translator.move(from: slot - slots, to: own - slots) }
   }
 
   /// Takes a completed (or unfinished) chain's slot back.
@@ -142,5 +152,7 @@ import Glibc
     generation &+= 1
     view = map.guestView
     hint = 0
+    userView = map.userView
+    userHint = 0
   }
 }

@@ -94,6 +94,9 @@ import CLinux
   /// A head that an earlier process left; nil when there is none.
   @usableFromInline mutating func nextUnfinished() -> UInt16? { unfinished.popLast() }
 
+  /// It cannot be taken up yet, and is the next one again.
+  mutating func putBack(_ head: UInt16) { unfinished.append(head) }
+
   /// Notes that a head was taken, before anything is done about it.
   @usableFromInline mutating func take(_ head: UInt16) {
     guard let base = unsafe base else { return }

@@ -88,21 +88,8 @@ import CLinux
   )
 
   private static func areas(of layout: RingLayout, in map: GuestMemoryMap) throws(RingLayoutError) -> Areas {
-    let count = UInt64(layout.size)
-    // The event field is there only where it is used: some front-ends map no more than that.
-    let event: UInt64 = layout.eventIndex ? 2 : 0
-    guard let d = unsafe map.ringArea(at: layout.descriptorArea, length: 16 * count, alignment: 16) else {
-      throw .badArea(name: "descriptor", address: layout.descriptorArea)
-    }
-    guard let a = unsafe map.ringArea(at: layout.driverArea, length: 4 + 2 * count + event, alignment: 2)
-    else {
-      throw .badArea(name: "available", address: layout.driverArea)
-    }
-    guard let u = unsafe map.ringArea(at: layout.deviceArea, length: 4 + 8 * count + event, alignment: 4)
-    else {
-      throw .badArea(name: "used", address: layout.deviceArea)
-    }
-    return unsafe (d, a, u)
+    let areas = layout.areas(packed: false)
+    return unsafe (try map.place(areas[0]), try map.place(areas[1]), try map.place(areas[2]))
   }
 
   /// Whether a ring of this layout lies in a map.
@@ -143,7 +130,7 @@ import CLinux
     }
     if let fault = unsafe walk(from: head, into: slot) {
       unsafe table.close(slot)
-      fail(fault)
+      stop(at: fault)
       return nil
     }
     nextAvailable &+= 1
@@ -163,7 +150,9 @@ import CLinux
     let slot = unsafe table.slots + Int(head)
     if let fault = unsafe walk(from: head, into: slot) {
       unsafe table.close(slot)
-      fail(fault)
+      inflight.putBack(head)
+      hasUnfinished = true
+      stop(at: fault)
       return nil
     }
     return unsafe Chain(head: head, slot: slot)

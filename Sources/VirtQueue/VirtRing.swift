@@ -53,6 +53,15 @@ public protocol VirtRing: ~Copyable {
   /// A byte was written that is no longer among the chain's segments.
   mutating func mark(_ chain: borrowing Chain, byte: UnsafeMutableRawPointer)
 
+  /// Behind an IOMMU: the next chain waits in the ring until its addresses are translated. `next` gives it only after that.
+  var isWaiting: Bool { get }
+  /// What it waits for; empty where that was taken before.
+  mutating func takeMisses() -> [TranslationMiss]
+  /// It is to be tried again: a hole in it where it needs what is denied, and another wait for what is missing still.
+  mutating func retry(denied: [TranslationMiss])
+  /// Whether a chain that is out may reach into a range.
+  func reaches(_ range: IOVARange) -> Bool
+
   /// Breaks the ring.
   mutating func fail(_ fault: QueueFault)
   /// Where to resume, in the form SET_VRING_BASE and GET_VRING_BASE carry for this format.
