@@ -9,6 +9,7 @@ import VirtQueue
 public final class EntropyDevice: VirtioDevice {
   public let identity = DeviceIdentity(id: 4, name: "rng", queueLimit: 1, counters: ["bytes"])
   public let features: FeatureSet = []
+  public let supportsIOMMU = true
 
   public init() {}
 

@@ -80,6 +80,8 @@ public final class BlockDevice: VirtioDevice {
   var isReadOnly: Bool { image.isReadOnly }
   package var mustBeDurable: Bool { durableWrites.load(ordering: .relaxed) }
 
+  /// A request ends with its I/O, and one that a limit holds back with the time.
+  public var supportsIOMMU: Bool { true }
   public var needsHelper: Bool { image.engine != .null }
 
   /// What its helper does, what a memory file system takes in place, and a look at the size.

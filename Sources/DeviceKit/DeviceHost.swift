@@ -34,11 +34,15 @@ public struct QueueSetup: Sendable {
   public var error: Int32?
   /// Called once, on the queue's thread, when the ring breaks.
   public var onFault: @Sendable (QueueFault) -> Void
+  /// Called on the queue's thread when a chain cannot be taken before these accesses are possible (IOMMU): the queue waits
+  /// for `DeviceHost.resume`.
+  public var onMiss: @Sendable ([TranslationMiss]) -> Void
 
   public init(
     layout: RingLayout, features: FeatureSet, map: GuestMemoryMap, inflight: InflightArea? = nil,
     log: QueueLog? = nil, enabled: Bool, kick: Int32?, call: Int32?, error: Int32? = nil,
-    onFault: @escaping @Sendable (QueueFault) -> Void
+    onFault: @escaping @Sendable (QueueFault) -> Void,
+    onMiss: @escaping @Sendable ([TranslationMiss]) -> Void = { _ in }
   ) {
     self.layout = layout
     self.features = features
@@ -50,6 +54,7 @@ public struct QueueSetup: Sendable {
     self.call = call
     self.error = error
     self.onFault = onFault
+    self.onMiss = onMiss
   }
 }
 
@@ -60,12 +65,12 @@ public final class DeviceHost: Sendable {
   public let counters: [QueueCounters]
   public var queueLimit: Int { places.count }
 
-  private struct Place: Sendable {
+  struct Place: Sendable {
     let thread: QueueThread
     let seat: UInt16
     let files: [FileSlot]
   }
-  private let places: [Place]
+  let places: [Place]
   private let running = Mutex<Set<Int>>([])
 
   /// Spreads the device's queues over threads (at least one) that have not started yet, and registers the device's
@@ -203,7 +208,7 @@ public final class DeviceHost: Sendable {
   public func setLog(_ index: Int, _ log: QueueLog?) { onRunner(index) { $0.setLog(log) } }
 
   @discardableResult
-  private func onRunner<Value: Sendable>(
+  func onRunner<Value: Sendable>(
     _ index: Int, _ body: @escaping @Sendable (any QueueRunning) -> Value
   ) -> Value? {
     guard index >= 0, index < places.count else { return nil }

@@ -26,6 +26,10 @@ public struct EmptyRing: VirtRing, ~Copyable {
   public mutating func setLog(_ log: QueueLog?) {}
   public mutating func mark(_ chain: borrowing Chain, bytes: UInt32) {}
   public mutating func mark(_ chain: borrowing Chain, byte: UnsafeMutableRawPointer) {}
+  @inlinable public var isWaiting: Bool { false }
+  public mutating func takeMisses() -> [TranslationMiss] { [] }
+  public mutating func retry(denied: [TranslationMiss]) {}
+  public func reaches(_ range: IOVARange) -> Bool { false }
   public mutating func fail(_ fault: QueueFault) { self.fault = fault }
 }
 

@@ -19,12 +19,14 @@ import CLinux
     case kicks
     /// Faults that broke the ring.
     case faults
+    /// Addresses that the front-end was to translate before a chain could be taken (IOMMU).
+    case iotlbMisses
 
     public var name: String { String(describing: self) }
   }
 
   /// The place of the device's first own counter.
-  @inlinable public static var firstOwn: Int { Common.faults.rawValue + 1 }
+  @inlinable public static var firstOwn: Int { Common.iotlbMisses.rawValue + 1 }
 
   public let names: [String]
   // SAFETY: `names.count` words, written by one thread and read by others through atomics only.

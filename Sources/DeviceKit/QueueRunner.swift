@@ -19,6 +19,7 @@ import VirtQueue
   let counters: QueueCounters
   let enabled: Bool
   let onFault: @Sendable (QueueFault) -> Void
+  let onMiss: @Sendable ([TranslationMiss]) -> Void
 }
 
 /// A runner and its hot calls, compiled for its ring and worker where the types are known (`QueueStart.run`).
@@ -69,6 +70,11 @@ final class RunnerBox<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: Queu
   @usableFromInline func drain() { unsafe runner.pointee.drain() }
   @usableFromInline func move(to map: GuestMemoryMap) -> Bool { unsafe runner.pointee.move(to: map) }
   @usableFromInline func setLog(_ log: QueueLog?) { unsafe runner.pointee.setLog(log) }
+  @usableFromInline func suspend() { unsafe runner.pointee.isSuspended = true }
+  @usableFromInline func isClear(of range: IOVARange?) -> Bool { unsafe runner.pointee.isClear(of: range) }
+  @usableFromInline func resume(on map: GuestMemoryMap?, denied: [TranslationMiss]) -> Bool {
+    unsafe runner.pointee.resume(on: map, denied: denied)
+  }
   @usableFromInline var drainedBase: UInt32? { unsafe runner.pointee.drainedBase }
   @usableFromInline var isEnabled: Bool {
     get { unsafe runner.pointee.isEnabled }
@@ -97,6 +103,12 @@ final class RunnerBox<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: Queu
   func move(to map: GuestMemoryMap) -> Bool
   /// Where writes to guest memory are noted from now on.
   func setLog(_ log: QueueLog?)
+  /// Takes no more chains, until `resume`; those that are out go on.
+  func suspend()
+  /// Whether no chain that is out reaches into a range; nil: whether none is out.
+  func isClear(of range: IOVARange?) -> Bool
+  /// Takes chains again; with a map, where the ring is found again in it, which is what comes back.
+  func resume(on map: GuestMemoryMap?, denied: [TranslationMiss]) -> Bool
 }
 
 /// The runner itself: a value behind a pointer, not an object, whose every access would be checked for exclusivity.
@@ -108,9 +120,12 @@ struct QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: ~Copyab
   @usableFromInline let workStem: UInt64
   @usableFromInline let counters: QueueCounters
   private let onFault: @Sendable (QueueFault) -> Void
+  private let onMiss: @Sendable ([TranslationMiss]) -> Void
   @usableFromInline var isEnabled: Bool
   @usableFromInline var draining = false
   @usableFromInline var faultReported = false
+  /// Behind an IOMMU: a chain, or the ring itself, waits for its translation. Nothing of the ring may be touched.
+  @usableFromInline var isSuspended = false
   @usableFromInline var countedTaken: UInt64 = 0
   @usableFromInline var countedGiven: UInt64 = 0
   /// The memory that the queue works in, and how many lost pages of this process it has looked into.
@@ -128,6 +143,7 @@ struct QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: ~Copyab
     workStem = stem.stem
     counters = place.counters
     onFault = place.onFault
+    onMiss = place.onMiss
     isEnabled = place.enabled
     map = place.map
     inflight = place.inflight
@@ -142,7 +158,7 @@ struct QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: ~Copyab
     io.wantsTurn = false
     var isFirst = true
     checkMemory()
-    var more = (isEnabled || W.servesDisabled) && !draining && !io.isThrottled
+    var more = (isEnabled || W.servesDisabled) && !draining && !io.isThrottled && !isSuspended
     repeat {
       if more {
         io.budget = isFirst ? QueueBudget.firstChains : QueueBudget.chains &- QueueBudget.firstChains
@@ -154,6 +170,7 @@ struct QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: ~Copyab
       publish()
     } while more
     if io.ring.fault != nil, !faultReported { reportFault() }
+    if io.ring.isWaiting, !isSuspended { reportMisses() }
     return io.taken != before || io.wantsTurn
   }
 
@@ -208,12 +225,13 @@ struct QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: ~Copyab
   }
 
   @usableFromInline mutating func park() -> Bool {
-    guard W.wantsKicks, isEnabled || W.servesDisabled, !draining, !io.isThrottled else { return false }
+    guard W.wantsKicks, isEnabled || W.servesDisabled, !draining, !io.isThrottled, !isSuspended
+    else { return false }
     // The look itself may find that a page is gone: that wants a turn.
     return io.ring.park() || clx_shared_lost() != lostSeen
   }
 
-  @usableFromInline mutating func unpark() { io.ring.unpark() }
+  @usableFromInline mutating func unpark() { if !isSuspended { io.ring.unpark() } }
 
   @usableFromInline mutating func drain() {
     guard !draining else { return }
@@ -235,6 +253,26 @@ struct QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: ~Copyab
   @usableFromInline mutating func setLog(_ log: QueueLog?) {
     self.log = log?.log
     io.ring.setLog(log)
+  }
+
+  // MARK: Behind an IOMMU
+
+  @usableFromInline @inline(never) mutating func reportMisses() {
+    isSuspended = true
+    let misses = io.ring.takeMisses()
+    counters.add(UInt64(misses.count), to: .iotlbMisses)
+    onMiss(misses)
+  }
+
+  @usableFromInline func isClear(of range: IOVARange?) -> Bool {
+    io.ring.liveCount == 0 || range.map { !io.ring.reaches($0) } ?? false
+  }
+
+  @usableFromInline mutating func resume(on map: GuestMemoryMap?, denied: [TranslationMiss]) -> Bool {
+    if let map, !move(to: map) { return false }
+    io.ring.retry(denied: denied)
+    isSuspended = false
+    return true
   }
 
   @usableFromInline @inline(never) mutating func reportFault() {

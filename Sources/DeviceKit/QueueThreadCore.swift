@@ -20,6 +20,8 @@ import VirtQueue
   private var seats: [RunnerEntry?]
   private var active: [RunnerEntry] = []
   private var whenDrained: [(seat: Int, done: @Sendable (UInt32) -> Void)] = []
+  /// Who waits for memory to be let go of (IOMMU): nil for all of it.
+  private var whenClear: [(seat: UInt16, range: IOVARange?, done: @Sendable () -> Void)] = []
   private var epoch: UInt16 = 0
   private var quitting = false
   private var failure: HostError?
@@ -82,6 +84,7 @@ import VirtQueue
       // By place: a copy of an entry would be counted, three times a turn.
       for i in active.indices where active[i].turn() { busy = true }
       if !whenDrained.isEmpty { settleDrained() }
+      if !whenClear.isEmpty { settleClear() }
       if unsafe uring.pointee.hasUnsubmitted {
         unsafe uring.pointee.submit()
       } else if unsafe uring.pointee.needsCall {
@@ -183,6 +186,14 @@ import VirtQueue
     }
   }
 
+  /// What was completed in this round's turns is public by now.
+  private func settleClear() {
+    for i in whenClear.indices.reversed()
+    where runner(whenClear[i].seat)?.isClear(of: whenClear[i].range) ?? true {
+      whenClear.remove(at: i).done()
+    }
+  }
+
   // MARK: Posted by the control side
 
   /// Starts a queue on a seat: its runner is made here, so that its memory is this thread's.
@@ -196,7 +207,7 @@ import VirtQueue
     let place = RunnerPlace(
       layout: setup.layout, map: setup.map, inflight: setup.inflight, log: setup.log, tools: tools,
       seat: seat, epoch: epoch,
-      counters: counters, enabled: setup.enabled, onFault: setup.onFault)
+      counters: counters, enabled: setup.enabled, onFault: setup.onFault, onMiss: setup.onMiss)
     do {
       let entry = try maker(place)
       let runner = entry.runner
@@ -238,6 +249,13 @@ import VirtQueue
     runner.drain()
     whenDrained.append((Int(seat), done))
     return true
+  }
+
+  /// Says when no chain that is out on a seat reaches into a range any more; nil: when none is out, and the queue, which
+  /// takes none from now on, touches its ring no more.
+  func clear(_ seat: UInt16, of range: IOVARange?, done: @escaping @Sendable () -> Void) {
+    if range == nil { runner(seat)?.suspend() }
+    whenClear.append((seat, range, done))
   }
 
   /// The end of what was offloaded; of a queue that is gone, nobody's business.

@@ -47,6 +47,11 @@ public protocol VirtioDevice: AnyObject, Sendable {
   /// System calls that the device makes while it serves, beside its queues' I/O through the ring.
   var sandboxNeeds: SandboxNeeds { get }
 
+  /// Whether the device may work behind an IOMMU (VIRTIO_F_ACCESS_PLATFORM). A front-end that takes memory away waits until
+  /// every chain in it is completed: so only where each chain that a worker takes ends by itself, and does not wait for the
+  /// outside, as a network card's receive buffers do.
+  var supportsIOMMU: Bool { get }
+
   /// Writes the device's configuration space, from its start.
   func readConfig(_ out: inout ConfigWriter)
   /// The driver writes bytes of it.
@@ -87,6 +92,7 @@ extension VirtioDevice {
   public var descriptors: [Int32] { [] }
   public var needsHelper: Bool { false }
   public var sandboxNeeds: SandboxNeeds { SandboxNeeds() }
+  public var supportsIOMMU: Bool { false }
   public func readConfig(_ out: inout ConfigWriter) {}
   public func writeConfig(_ bytes: RawSpan, at offset: Int) throws(DeviceError) {
     throw .configRefused(offset: offset, count: bytes.byteCount)

@@ -102,6 +102,10 @@ public final class NetDevice: VirtioDevice {
     return []
   }
 
+  /// Not behind an IOMMU: the receive window holds buffers until frames come, so memory could not be taken away from it. And
+  /// DPDK's virtio-user takes ACCESS_PLATFORM up wherever it is offered, without translating anything.
+  public var supportsIOMMU: Bool { false }
+
   public var sandboxNeeds: SandboxNeeds {
     if case .tap = place { return Tap.sandboxNeeds }
     return SandboxNeeds()

@@ -31,6 +31,9 @@ public final class SwitchPort: VirtioDevice {
     self.features = features
   }
 
+  /// As `NetDevice`.
+  public var supportsIOMMU: Bool { false }
+
   public func readConfig(_ out: inout ConfigWriter) {
     for byte in (mac ?? MACAddress(value: 0)).bytes { out.append(byte) }
     out.append(UInt16(1))  // the link is up
