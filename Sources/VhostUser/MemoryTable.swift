@@ -84,9 +84,9 @@ struct MemoryTable {
   }
 
   /// The map that queue threads read.
-  func makeMap(generation: UInt32) throws(MemoryTableError) -> GuestMemoryMap {
+  func makeMap(generation: UInt32, iotlb: IOTLB? = nil) throws(MemoryTableError) -> GuestMemoryMap {
     do {
-      return try GuestMemoryMap(generation: generation, regions: entries.map(\.region))
+      return try GuestMemoryMap(generation: generation, regions: entries.map(\.region), iotlb: iotlb)
     } catch {
       throw .map(error)
     }

@@ -23,6 +23,7 @@ public enum Request: UInt32, CaseIterable, Sendable {
   case sendRARP = 19
   case setNetworkMTU = 20
   case setBackendFD = 21
+  case iotlbMessage = 22
   case getConfig = 24
   case setConfig = 25
   case getInflightFD = 31

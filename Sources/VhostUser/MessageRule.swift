@@ -92,6 +92,7 @@ package struct MessageRule {
     MessageRule(.sendRARP, .exactly(8), needs: .rarp),
     MessageRule(.setNetworkMTU, .exactly(8), needs: .networkMTU),
     MessageRule(.setBackendFD, .exactly(0), .one, needs: .backendRequests),
+    MessageRule(.iotlbMessage, .exactly(32), reply: .own),
     MessageRule(.getConfig, .config, reply: .own, needs: .config),
     MessageRule(.setConfig, .config, needs: .config),
     MessageRule(.getInflightFD, .inflight, reply: .own, needs: .inflight),

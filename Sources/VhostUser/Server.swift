@@ -28,6 +28,7 @@ public final class VhostUserServer: Sendable {
   private let opening = Reply<Void>()
   private let done = Reply<Void>()
   private let channel = BackendChannel()
+  private let desk: MissDesk
 
   /// Nothing is served before `start`. The queue threads of `host` must have been started by then. `offersStatus`: front-ends
   /// may set the device status (VHOST_USER_PROTOCOL_F_STATUS).
@@ -41,6 +42,7 @@ public final class VhostUserServer: Sendable {
     do throws(HostError) {
       stop = try EventFD()
       ended = try EventFD()
+      desk = try MissDesk()
     } catch {
       if case .listener(let listener) = endpoint { listener.unlinkPath() }
       throw error
@@ -143,7 +145,7 @@ public final class VhostUserServer: Sendable {
   private func serve(_ stream: consuming UnixStream) {
     limiter.info("a front-end has connected")
     let session = Session(
-      host: host, stream: stream, stop: stop.raw, channel: channel, log: log, limiter: limiter,
+      host: host, stream: stream, stop: stop.raw, channel: channel, desk: desk, log: log, limiter: limiter,
       offersStatus: offersStatus)
     switch session.run() {
     case .peerClosed: limiter.info("the front-end has left")

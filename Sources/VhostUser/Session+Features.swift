@@ -10,15 +10,18 @@ extension FeatureSet {
 
 extension Session {
   /// What rings and transport add to the device's own bits.
-  static let transportFeatures: FeatureSet = [
-    .indirectDescriptors, .eventIndex, .version1, .packedRing, .ringReset, .protocolFeatures,
-    .logAll,
-  ]
+  static func transportFeatures(of device: any VirtioDevice) -> FeatureSet {
+    let usual: FeatureSet = [
+      .indirectDescriptors, .eventIndex, .version1, .packedRing, .ringReset, .protocolFeatures, .logAll,
+    ]
+    return device.supportsIOMMU ? usual.union(.accessPlatform) : usual
+  }
 
   /// May come again at any time, with rings running: nothing is reset by it.
   func setFeatures(_ features: FeatureSet) -> Handling {
     let strange = features.subtracting(offered)
     guard strange.isEmpty else { return .refused("features \(strange) were not offered") }
+    if let reason = negotiateTranslation(features, negotiatedProtocol) { return .refused(reason) }
     let wasLogging = acknowledged.contains(.logAll)
     acknowledged = features
     limiter.debug("the driver chose features \(features)")
@@ -41,6 +44,7 @@ extension Session {
     guard strange.isEmpty else {
       return .refused("protocol features 0x\(String(strange.rawValue, radix: 16)) were not offered")
     }
+    if let reason = negotiateTranslation(acknowledged, features) { return .refused(reason) }
     negotiatedProtocol = features
     return .done
   }
@@ -83,6 +87,7 @@ extension Session {
       return .refused("a back-end channel that is no socket")
     }
     channel.set(descriptor)
+    askAgain()
     return .done
   }
 

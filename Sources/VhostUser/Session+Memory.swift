@@ -47,11 +47,12 @@ extension Session {
   private func take(_ table: MemoryTable) -> Handling {
     let next: GuestMemoryMap
     do {
-      next = try table.makeMap(generation: (map?.generation ?? 0) &+ 1)
+      next = try table.makeMap(generation: (map?.generation ?? 0) &+ 1, iotlb: translation?.iotlb)
     } catch {
       return .refused("memory table: \(error)")
     }
-    let running = rings.indices.filter { rings[$0].started }
+    suspendMissing(in: next)
+    let running = rings.indices.filter(isRunning)
     for index in running where !holds(rings[index], next) {
       return .refused("memory table: ring \(index) runs and is not in it")
     }
@@ -60,6 +61,7 @@ extension Session {
     }
     memory = table
     map = next
+    goOn(with: .everything)
     return .done
   }
 }

@@ -23,7 +23,7 @@ extension Session {
   var isPacked: Bool { acknowledged.contains(.packedRing) }
 
   func setSize(_ ring: Vring, _ size: UInt32) -> Handling {
-    guard !ring.started else { return .refused("a ring's size while it runs") }
+    guard !ring.started, !ring.awaits else { return .refused("a ring's size while it runs") }
     // Which format it is may not be known yet: a power of two is asked for at the start.
     guard size > 0, size <= UInt32(RingLayout.largestSize) else {
       return .refused("a ring of \(size) descriptors")
@@ -33,13 +33,13 @@ extension Session {
   }
 
   func setBase(_ ring: Vring, _ base: UInt32) -> Handling {
-    guard !ring.started else { return .refused("a ring's base while it runs") }
+    guard !ring.started, !ring.awaits else { return .refused("a ring's base while it runs") }
     ring.base = base
     return .done
   }
 
   func setAddresses(_ ring: Vring, _ addresses: VringAddresses) -> Handling {
-    if ring.started {
+    if ring.started || ring.awaits {
       // Sent to a running ring only to change its logging.
       guard addresses.namesRing(of: ring.addresses) else {
         return .refused("other addresses for a ring that runs")
@@ -55,8 +55,8 @@ extension Session {
     }
     let before = ring.addresses
     ring.addresses = addresses
-    // Before there is memory, they cannot be checked: the start will.
-    if let map, ring.size > 0, !holds(ring, map) {
+    // Before there is memory, they cannot be checked: the start will. Nor before they are translated.
+    if let map, translation == nil, ring.size > 0, !holds(ring, map) {
       ring.addresses = before
       return .refused("ring addresses that are not in one memory region each")
     }
@@ -69,7 +69,7 @@ extension Session {
     return isPacked ? PackedRing.fits(layout, in: map) : SplitRing.fits(layout, in: map)
   }
 
-  private func layout(of ring: Vring) -> RingLayout? {
+  func layout(of ring: Vring) -> RingLayout? {
     guard let addresses = ring.addresses, ring.size > 0 else { return nil }
     return RingLayout(
       size: ring.size, descriptorArea: addresses.descriptor, driverArea: addresses.available,
@@ -93,6 +93,11 @@ extension Session {
       if let error = host.setKick(index, ring.kickRaw) { return .refused("kick: \(error)") }
       return .done
     }
+    return translation == nil ? start(index, ring) : startTranslated(index, ring)
+  }
+
+  /// Has the queue thread take the ring up.
+  func start(_ index: Int, _ ring: Vring) -> Handling {
     guard let layout = layout(of: ring), let map else {
       return .refused("ring \(index) started before it was set up")
     }
@@ -102,12 +107,14 @@ extension Session {
       if area == nil { return .refused("ring \(index) has no place in the inflight region") }
     }
     let limiter = limiter
+    let desk = desk
     let setup = QueueSetup(
       layout: layout, features: acknowledged, map: map, inflight: area, log: queueLog(of: ring),
       enabled: ring.enabled, kick: ring.kickRaw, call: ring.callRaw, error: ring.errorRaw,
       onFault: { fault in
         limiter.warning("ring \(index) is broken: \(fault)")
-      })
+      },
+      onMiss: { desk.post(MissNote(queue: index, misses: $0)) })
     if let error = host.start(index, setup) {
       if let raw = ring.errorRaw { EventFD.signal(raw) }
       return .refused("ring \(index) does not start: \(error)")
@@ -164,6 +171,7 @@ extension Session {
   func stopAll() { stop(Array(rings.indices)) }
 
   private func stop(_ indices: [Int]) {
+    defer { forgetTranslations(of: indices) }
     let running = indices.filter { rings[$0].started }
     guard !running.isEmpty else { return }
     let log = log

@@ -32,9 +32,11 @@ final class Session {
   let log: Logger
   /// For what the peer can cause as often as it likes.
   let limiter: LogLimiter
-  private let stream: UnixStream
-  private let stop: Int32
+  let stream: UnixStream
+  let stop: Int32
   let channel: BackendChannel
+  /// Where queue threads leave what is to be translated.
+  let desk: MissDesk
 
   let offered: FeatureSet
   var acknowledged: FeatureSet = []
@@ -48,22 +50,26 @@ final class Session {
   /// Where writes to guest memory are noted, once the front-end has said so.
   var dirtyLog: DirtyLog?
   var logSignal: LogSignal?
+  /// Behind an IOMMU.
+  var translation: Translation?
+  var toldOfWait = false
   /// Goes out with the next answer.
   var answerDescriptor: OwnedFD?
   let rings: [Vring]
 
   /// `stop` is a descriptor whose readability ends the session.
   init(
-    host: DeviceHost, stream: consuming UnixStream, stop: Int32, channel: BackendChannel, log: Logger,
-    limiter: LogLimiter, offersStatus: Bool = false
+    host: DeviceHost, stream: consuming UnixStream, stop: Int32, channel: BackendChannel,
+    desk: MissDesk, log: Logger, limiter: LogLimiter, offersStatus: Bool = false
   ) {
     self.host = host
     self.stream = stream
     self.stop = stop
     self.channel = channel
+    self.desk = desk
     self.log = log
     self.limiter = limiter
-    offered = host.device.features.union(Self.transportFeatures)
+    offered = host.device.features.union(Self.transportFeatures(of: host.device))
     let usual = Self.protocolFeatures(of: host.device)
     offeredProtocol = offersStatus ? usual.union(.status) : usual
     rings = (0..<host.queueLimit).map { _ in Vring() }
@@ -80,7 +86,10 @@ final class Session {
   }
 
   private func serve() -> SessionEnd {
+    // What the last session's queues left.
+    _ = desk.takeAll()
     while true {
+      awaitMessage()
       var descriptors = DescriptorBag()
       do {
         guard
@@ -182,6 +191,7 @@ final class Session {
     case .sendRARP: announce(reader.u64())
     case .setNetworkMTU: setPacketLimit(reader.u64())
     case .setBackendFD: setBackendChannel(descriptors.takeFirst())
+    case .iotlbMessage: iotlbMessage(&reader)
     case .getConfig: getConfig(&reader)
     case .setConfig: setConfig(&reader)
     case .getInflightFD: getInflight(&reader)

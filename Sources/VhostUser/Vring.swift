@@ -34,6 +34,8 @@ final class Vring {
   var base: UInt32 = 0
   var enabled = false
   private(set) var started = false
+  /// To be started when its areas are translated (IOMMU).
+  var awaits = false
   /// Nil until SET_VRING_KICK, or where the ring is to be polled.
   private(set) var kick: OwnedFD?
   private(set) var call: OwnedFD?
@@ -61,6 +63,7 @@ final class Vring {
     addresses = nil
     base = 0
     enabled = false
+    awaits = false
     kick = nil
     call = nil
     error = nil
