@@ -44,6 +44,12 @@ public final class BackendChannel: @unchecked Sendable {
       payload: FrontendConnection.number(value))
   }
 
+  /// Sends these bytes as they are, for tests of a back-end's nerves.
+  public func sendRaw(_ bytes: [UInt8]) throws(FrontendError) { try connection.sendRaw(bytes) }
+
+  /// Ends the channel for both directions.
+  public func disconnect() { connection.disconnect() }
+
   /// Waits until the back-end has closed its end.
   public func expectClosed(timeout: Duration? = nil) throws(FrontendError) {
     try connection.expectClosed(timeout: timeout)

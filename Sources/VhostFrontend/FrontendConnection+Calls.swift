@@ -90,8 +90,10 @@ extension FrontendConnection {
 
   /// UPDATE and INVALIDATE are answered with a number in any case.
   public func sendIOTLB(_ message: WireIOTLB) throws(FrontendError) -> Ack {
-    try send(.iotlbMessage, payload: message.bytes, needReply: true)
-    return try receiveAck(.iotlbMessage)
+    try exchange.withLock { _ throws(FrontendError) in
+      try send(.iotlbMessage, payload: message.bytes, needReply: true)
+      return try receiveAck(.iotlbMessage)
+    }
   }
 
   // MARK: Inflight

@@ -4,6 +4,7 @@
 
 import CLinux
 import Glibc
+import Synchronization
 
 /// An answer, as it came: its header was checked, its payload is the caller's to take apart.
 public struct FrontendReply: Sendable {
@@ -51,6 +52,8 @@ public final class FrontendConnection: @unchecked Sendable {
   public var ackPolicy: AckPolicy = .always
   /// What `setProtocolFeatures` last set: 0 before.
   public internal(set) var protocolFeatures: UInt64 = 0
+  /// Held from a request to its answer: an IOMMU's thread sends updates between those of the driver.
+  let exchange = Mutex<Void>(())
 
   /// Takes over a connected socket.
   public init(adopting socket: FrontendDescriptor, timeout: Duration = .seconds(10)) {
@@ -165,8 +168,10 @@ public final class FrontendConnection: @unchecked Sendable {
     _ request: FrontendRequest, payload: [UInt8] = [], descriptors: [Int32] = [], replySize: Int? = nil,
     replyDescriptors: ClosedRange<Int> = 0...0
   ) throws(FrontendError) -> FrontendReply {
-    try send(request, payload: payload, descriptors: descriptors)
-    let reply = try receiveReply(to: request, size: replySize)
+    let reply = try exchange.withLock { _ throws(FrontendError) in
+      try send(request, payload: payload, descriptors: descriptors)
+      return try receiveReply(to: request, size: replySize)
+    }
     guard replyDescriptors.contains(reply.descriptors.count) else {
       throw .wrongDescriptorCount(
         request: request.rawValue, count: reply.descriptors.count, expected: replyDescriptors.upperBound)
@@ -180,8 +185,10 @@ public final class FrontendConnection: @unchecked Sendable {
     _ request: FrontendRequest, payload: [UInt8] = [], descriptors: [Int32] = [], ack: Bool? = nil
   ) throws(FrontendError) -> Ack {
     let asks = acknowledges && (ack ?? ackPolicy.asks(request))
-    try send(request, payload: payload, descriptors: descriptors, needReply: asks)
-    return asks ? try receiveAck(request) : .notAsked
+    return try exchange.withLock { _ throws(FrontendError) in
+      try send(request, payload: payload, descriptors: descriptors, needReply: asks)
+      return asks ? try receiveAck(request) : .notAsked
+    }
   }
 
   /// Receives the acknowledgement of `request`: 8 bytes, 0 is good.

@@ -35,6 +35,8 @@ public struct GuardDamage: Equatable, Sendable {
   public let addressing: ArenaAddressing
   /// One memfd for each number of `ArenaRegion.file` that was used.
   public let files: [Int: FrontendDescriptor]
+  /// Behind an IOMMU: what the addresses that `allocate` gives lead to.
+  public let pages: IOPageTable?
   // SAFETY: the mappings live as long as the arena; only `state` changes, behind its lock. What is in guest
   // memory is shared with a back-end anyway.
   private let mapped: [MappedRegion]
@@ -75,8 +77,20 @@ public struct GuardDamage: Equatable, Sendable {
     self.files = files
     self.mapped = mapped
     self.addressing = addressing
+    pages = nil
     regions = placed
     state = Mutex(State(used: [Int](repeating: 0, count: placed.count)))
+  }
+
+  init(
+    files: [Int: FrontendDescriptor], mapped: [MappedRegion], addressing: ArenaAddressing, pages: IOPageTable
+  ) {
+    self.files = files
+    self.mapped = mapped
+    self.addressing = addressing
+    self.pages = pages
+    regions = mapped.map(\.region)
+    state = Mutex(State(used: [Int](repeating: 0, count: mapped.count)))
   }
 
   /// One region of `bytes` at a guest address above 0, in one memfd.
@@ -86,7 +100,7 @@ public struct GuardDamage: Equatable, Sendable {
     try self.init(regions: [ArenaRegion(at: guestAddress, bytes: bytes)], hugePages: hugePages)
   }
 
-  private static func file(bytes: UInt64, hugePages: Bool, seals: Int32) throws(FrontendError)
+  static func file(bytes: UInt64, hugePages: Bool, seals: Int32) throws(FrontendError)
     -> FrontendDescriptor
   {
     let flags = CLX_MFD_CLOEXEC | CLX_MFD_ALLOW_SEALING | (hugePages ? CLX_MFD_HUGETLB : 0)
@@ -107,7 +121,8 @@ public struct GuardDamage: Equatable, Sendable {
 
   /// The regions as messages name them, in the order of `descriptors`.
   public var table: [WireRegion] {
-    regions.map {
+    if let pages { return pages.table }
+    return regions.map {
       WireRegion(
         guestAddress: $0.guestAddress, size: UInt64($0.bytes), userAddress: userAddress(of: $0.guestAddress),
         mmapOffset: $0.fileOffset)
@@ -115,8 +130,12 @@ public struct GuardDamage: Equatable, Sendable {
   }
 
   /// The descriptor of each region.
-  public var descriptors: [Int32] { regions.map { files[$0.file]?.raw ?? -1 } }
+  public var descriptors: [Int32] {
+    if let pages { return pages.table.map { _ in files[0]?.raw ?? -1 } }
+    return regions.map { files[$0.file]?.raw ?? -1 }
+  }
 
+  /// What ring addresses are: behind an IOMMU, the I/O virtual address itself.
   @inlinable public func userAddress(of guestAddress: UInt64) -> UInt64 {
     switch addressing {
     case .shifted(let shift): guestAddress &+ shift

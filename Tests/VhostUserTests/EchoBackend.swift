@@ -13,6 +13,7 @@ import VirtQueue
 final class EchoDevice: VirtioDevice {
   let identity = DeviceIdentity(id: 0x7f, name: "echo", queueLimit: 4)
   let features: FeatureSet = [FeatureSet(bit: 0)]
+  let supportsIOMMU = true
 
   func readConfig(_ out: inout ConfigWriter) { out.append(UInt64(0x1122_3344_5566_7788)) }
   func writeConfig(_ bytes: RawSpan, at offset: Int) throws(DeviceError) {
