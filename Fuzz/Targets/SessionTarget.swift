@@ -26,6 +26,7 @@ enum SessionTarget {
 private final class EchoDevice: VirtioDevice {
   let identity = DeviceIdentity(id: 0x7f, name: "echo", queueLimit: 2)
   let features: FeatureSet = [FeatureSet(bit: 0)]
+  let supportsIOMMU = true
   func readConfig(_ out: inout ConfigWriter) { out.append(UInt64(0x1122_3344_5566_7788)) }
   func writeConfig(_ bytes: RawSpan, at offset: Int) throws(DeviceError) {
     if offset > 8 { throw .configRefused(offset: offset, count: bytes.byteCount) }
@@ -202,7 +203,11 @@ private final class SessionStage {
       descriptors.append(feed.u8() & 15 == 15 ? descriptor(&feed) : memory.raw)
     }
     switch request {
-    case 2: put(feed.pick([0x1_7000_0001, 0x5_7000_0001, .max, feed.isEmpty ? 0 : feed.u64()]))
+    case 2:
+      put(
+        feed.pick([
+          0x1_7000_0001, 0x5_7000_0001, .max, feed.isEmpty ? 0 : feed.u64(), 0x3_7000_0001, 0x7_7000_0001,
+        ]))
     case 16: put(feed.pick([0xb22b, 0, .max, UInt64(feed.u16())]))
     case 5:
       let count = feed.pick([1, 2, 8, 9, 0, 0xffff_ffff])
@@ -224,6 +229,15 @@ private final class SessionStage {
       let word = UInt64(feed.u8() & 3) | (feed.u8() & 3 == 3 ? 0x100 : 0)
       put(word)
       if word & 0x100 == 0 { descriptors.append(feed.u8() & 7 == 7 ? descriptor(&feed) : kick.raw) }
+    case 22:
+      // Rings lie at 0x70000000 and on: as their own addresses, or as some that lead there.
+      let iova: UInt64 = feed.pick([0x7000_0000, 0x7000_1000, 0, .max - 4095, UInt64(feed.u8()) << 12])
+      put(iova)
+      put(feed.pick([4096, UInt64(Self.memoryBytes), 1, 0, .max, UInt64(feed.u16())]))
+      put(feed.pick([0x7000_0000, 0x7000_1000, 0, .max, UInt64(feed.u8()) << 12]))
+      put(feed.pick([3, 1, 2, 0, 255]), 1)
+      put(feed.pick([2, 2, 3, 1, 4, 0]), 1)
+      put(0, 6)
     case 24, 25:
       let size = feed.pick([8, 1, 256, 257, 0, 0xffff_ffff])
       put(feed.pick([0, 8, 255, 0xffff_ffff]), 4)
@@ -237,7 +251,8 @@ private final class SessionStage {
       put(feed.pick([8, 256, 0, 65535, 32768]), 2)
       put(0, 4)
       if request == 32 { descriptors.append(feed.u8() & 7 == 7 ? descriptor(&feed) : memory.raw) }
-    case 21, 6, 7: descriptors.append(descriptor(&feed))
+    case 21: descriptors.append(feed.u8() & 1 == 0 ? pair.first.raw : descriptor(&feed))
+    case 6, 7: descriptors.append(descriptor(&feed))
     default: payload = feed.take(feed.pick([0, 0, 8, 1, 40]))
     }
     var size = UInt32(payload.count)
