@@ -129,6 +129,79 @@ int clx_bridge_has(int socket, const char *bridge, int32_t index) {
   return 0;
 }
 
+/// Sends one rtnetlink request and reads the first answer: its length, or -1 and errno.
+static ssize_t ask_rtnetlink(const void *request, size_t length, void *answer, size_t room) {
+  int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
+  if (fd < 0) return -1;
+  ssize_t count = send(fd, request, length, 0);
+  if (count >= 0) count = recv(fd, answer, room, 0);
+  int code = errno;
+  close(fd);
+  errno = code;
+  return count;
+}
+
+int clx_link_set_alias(int32_t index, const char *alias) {
+  struct {
+    struct nlmsghdr head;
+    struct ifinfomsg link;
+    struct rtattr attribute;
+    char text[64];
+  } request;
+  memset(&request, 0, sizeof request);
+  size_t length = strlen(alias);
+  if (length > sizeof request.text) length = sizeof request.text;
+  request.attribute.rta_type = IFLA_IFALIAS;
+  request.attribute.rta_len = (unsigned short)RTA_LENGTH(length);
+  memcpy(request.text, alias, length);
+  request.head.nlmsg_len = (uint32_t)(NLMSG_LENGTH(sizeof request.link) + RTA_SPACE(length));
+  request.head.nlmsg_type = RTM_SETLINK;
+  request.head.nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK;
+  request.link.ifi_index = index;
+  struct {
+    struct nlmsghdr head;
+    struct nlmsgerr error;
+    char rest[256];
+  } answer;
+  ssize_t count = ask_rtnetlink(&request, request.head.nlmsg_len, &answer, sizeof answer);
+  if (count < 0) return -1;
+  if (count < (ssize_t)NLMSG_LENGTH(sizeof answer.error) || answer.head.nlmsg_type != NLMSG_ERROR) {
+    errno = EPROTO;
+    return -1;
+  }
+  errno = -answer.error.error;
+  return answer.error.error == 0 ? 0 : -1;
+}
+
+int clx_link_alias(int32_t index, char *alias, uint32_t size) {
+  struct {
+    struct nlmsghdr head;
+    struct ifinfomsg link;
+  } request;
+  memset(&request, 0, sizeof request);
+  request.head.nlmsg_len = sizeof request;
+  request.head.nlmsg_type = RTM_GETLINK;
+  request.head.nlmsg_flags = NLM_F_REQUEST;
+  request.link.ifi_index = index;
+  _Alignas(struct nlmsghdr) char answer[16384];
+  ssize_t count = ask_rtnetlink(&request, sizeof request, answer, sizeof answer);
+  if (count < 0) return -1;
+  struct nlmsghdr *head = (struct nlmsghdr *)answer;
+  if (!NLMSG_OK(head, (size_t)count) || head->nlmsg_type != RTM_NEWLINK) {
+    errno = ENODEV;
+    return -1;
+  }
+  memset(alias, 0, size);
+  struct ifinfomsg *link = NLMSG_DATA(head);
+  int left = (int)IFLA_PAYLOAD(head);
+  for (struct rtattr *attribute = IFLA_RTA(link); RTA_OK(attribute, left); attribute = RTA_NEXT(attribute, left)) {
+    if (attribute->rta_type != IFLA_IFALIAS) continue;
+    size_t length = RTA_PAYLOAD(attribute);
+    memcpy(alias, RTA_DATA(attribute), length < size ? length : size - 1);
+  }
+  return 0;
+}
+
 int clx_unshare_network(void) { return unshare(CLONE_NEWNET); }
 
 int clx_packet_socket(int32_t index) {

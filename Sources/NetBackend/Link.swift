@@ -61,6 +61,20 @@ final class Link: Sendable {
   // SAFETY: a NUL-terminated copy of the name.
   func setUp() -> Bool { unsafe clx_link_set_up(socket.raw, name, 1) == 0 }
 
+  /// The text beside its name, which `ip link` shows: marks what is ours. On the thread that opened the link.
+  var alias: String? {
+    guard let index else { return nil }
+    var text = [CChar](repeating: 0, count: 257)
+    // SAFETY: fills at most 257 bytes of the array, the last one with NUL.
+    let code = unsafe text.withUnsafeMutableBufferPointer {
+      unsafe clx_link_alias(index, $0.baseAddress, UInt32($0.count))
+    }
+    return code == 0 ? Self.text(text) : nil
+  }
+
+  // SAFETY: a NUL-terminated copy of the text.
+  func setAlias(_ text: String) -> Bool { index.map { unsafe clx_link_set_alias($0, text) == 0 } ?? false }
+
   /// As a bridge: takes another interface in.
   // SAFETY: a NUL-terminated copy of the name.
   func addToBridge(_ index: Int32) -> Bool { unsafe clx_bridge_add(socket.raw, name, index) == 0 }

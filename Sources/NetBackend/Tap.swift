@@ -39,7 +39,7 @@ public final class Tap: Sendable {
   /// At least one.
   let queues: [Queue]
   public let isMultiQueue: Bool
-  /// We made it, or would have: it goes when the program ends well.
+  /// We made it, or an earlier process of ours did that crashed: it goes when the program ends well.
   private let isOurs: Bool
   private let link: Link
   /// What was last asked of the tap, to ask it of one that comes in its place.
@@ -72,8 +72,8 @@ public final class Tap: Sendable {
 
   // MARK: Opening
 
-  /// Opens an existing tap with so many queues; with `create`, makes it where it does not exist (or takes one up that an
-  /// earlier process of ours left behind), persistent and up.
+  /// Opens an existing tap with so many queues; with `create`, makes it where it does not exist, persistent, up and marked as
+  /// ours, or takes one up with that mark, which an earlier process left behind. One that somebody else made is used as it is.
   public static func open(name: String, queues count: Int, create: Bool) throws(TapError) -> Tap {
     guard !name.isEmpty, name.utf8.count <= longestName, name != ".", name != "..",
       name.utf8.allSatisfy({ $0 > 0x20 && $0 != UInt8(ascii: "/") && $0 != UInt8(ascii: ":") && $0 != 0x7f })
@@ -107,11 +107,18 @@ public final class Tap: Sendable {
       }
       throw refusal(of: name, code)
     }
-    let tap = Tap(name: name, queues: opened, multiQueue: multiQueue, ours: create, link: link)
-    if create { try tap.keep() }
+    // A tap that lasts was there before, whatever its name said a moment ago.
+    let lasts = try facts(of: opened[0].raw).flags & UInt16(CLX_IFF_PERSIST) != 0
+    let isNew = !exists && !lasts
+    let isOurs = create && (isNew || link.alias == mark)
+    let tap = Tap(name: name, queues: opened, multiQueue: multiQueue, ours: isOurs, link: link)
+    if isOurs { try tap.keep(isNew: isNew) }
     tap.parkQueues()
     return tap
   }
+
+  /// The alias of a tap that `create` made: what tells it from another's.
+  private static let mark = "made by vhost-swiftd"
 
   /// Takes over descriptors that are attached to queues of one tap.
   public static func adopt(_ descriptors: [Int32]) throws(TapError) -> Tap {
@@ -193,8 +200,10 @@ public final class Tap: Sendable {
     }
   }
 
-  /// Makes a tap of ours outlive this process, should it crash, and takes it into service.
-  private func keep() throws(TapError) {
+  /// Makes a tap of ours outlive this process, should it crash, and takes it into service. It is marked before it lasts: no
+  /// end of this process, wherever it comes, leaves one that nobody knows for ours.
+  private func keep(isNew: Bool) throws(TapError) {
+    guard !isNew || link.setAlias(Self.mark) else { throw .system(call: "marking '\(name)'", code: errno) }
     guard clx_tap_set_persistent(queues[0].raw, 1) == 0 else {
       throw .system(call: "TUNSETPERSIST '\(name)'", code: errno)
     }

@@ -43,6 +43,10 @@ int clx_link_mtu(int socket, const char *name, int32_t *mtu);
 int clx_link_driver(int socket, const char *name, char *driver, char *bus);
 /// In Mb/s, -1 unknown; 0 half, 1 full, 255 unknown (ETHTOOL_GSET).
 int clx_link_speed(int socket, const char *name, uint32_t *speed, uint8_t *duplex);
+/// The text that an administrator sees beside an interface (rtnetlink, IFLA_IFALIAS), by the interface's number, in the calling
+/// thread's namespace: set, 64 bytes at most; read, cut to `size` with its NUL, empty where there is none.
+int clx_link_set_alias(int32_t index, const char *alias);
+int clx_link_alias(int32_t index, char *alias, uint32_t size);
 /// Puts an interface into a bridge (SIOCBRADDIF).
 int clx_bridge_add(int socket, const char *bridge, int32_t index);
 
