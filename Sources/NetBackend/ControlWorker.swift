@@ -35,12 +35,13 @@ struct ControlWorker: QueueWorker {
     }
     let length = Int(parts.byteCount) - 2
     switch (kind, number, length) {
-    case (ControlClass.mac, 1, 6):
-      guard let low = parts.load(UInt32.self, at: 2), let high = parts.load(UInt16.self, at: 6) else {
-        return nil
-      }
-      return .setAddress(
-        MACAddress(value: UInt64(UInt32(littleEndian: low)) | UInt64(UInt16(littleEndian: high)) << 32))
+    case (ControlClass.receive, _, 1):
+      guard let name = ReceiveFilter.Switch(rawValue: number) else { return nil }
+      return parts.load(UInt8.self, at: 2).map { .setSwitch(name, $0 != 0) }
+    case (ControlClass.mac, 0, _): return tables(in: chain, length)
+    case (ControlClass.mac, 1, 6): return address(in: chain, at: 2).map { .setAddress($0) }
+    case (ControlClass.vlan, 0...1, 2):
+      return parts.load(UInt16.self, at: 2).map { .setNetwork(UInt16(littleEndian: $0), wanted: number == 0) }
     case (ControlClass.announce, 0, 0): return .announced
     case (ControlClass.multiQueue, 0, 2):
       return parts.load(UInt16.self, at: 2).map { .setPairs(UInt16(littleEndian: $0)) }
@@ -51,10 +52,46 @@ struct ControlWorker: QueueWorker {
     default: return nil
     }
   }
+
+  private static func address(in chain: borrowing Chain, at offset: Int) -> MACAddress? {
+    let parts = chain.readable
+    guard let low = parts.load(UInt32.self, at: offset), let high = parts.load(UInt16.self, at: offset + 4)
+    else { return nil }
+    return MACAddress(value: UInt64(UInt32(littleEndian: low)) | UInt64(UInt16(littleEndian: high)) << 32)
+  }
+
+  /// {le32 entries, entries of six bytes} of single cards, then the same of groups; nothing less and nothing more.
+  private static func tables(in chain: borrowing Chain, _ length: Int) -> ControlCommand? {
+    guard length <= longestTables, let first = table(in: chain, at: 2),
+      let second = table(in: chain, at: 2 + first.byteCount),
+      first.byteCount + second.byteCount == length
+    else { return nil }
+    return .setTables(unicast: first.table, multicast: second.table)
+  }
+
+  /// More than ten thousand addresses: what a driver with more may say by a switch.
+  private static var longestTables: Int { 1 << 16 }
+
+  private static func table(
+    in chain: borrowing Chain, at offset: Int
+  ) -> (table: ReceiveFilter.Table, byteCount: Int)? {
+    guard let raw = chain.readable.load(UInt32.self, at: offset) else { return nil }
+    let count = Int(UInt32(littleEndian: raw))
+    guard offset + 4 + 6 * count <= Int(chain.readable.byteCount) else { return nil }
+    // One more than a table holds is as good as all: it wants everything then.
+    var addresses: [UInt64] = []
+    for i in 0..<min(count, ReceiveFilter.tableSize + 1) {
+      guard let mac = address(in: chain, at: offset + 4 + 6 * i) else { return nil }
+      addresses.append(mac.value)
+    }
+    return (ReceiveFilter.Table(addresses), 4 + 6 * count)
+  }
 }
 
 enum ControlClass {
+  static let receive: UInt8 = 0
   static let mac: UInt8 = 1
+  static let vlan: UInt8 = 2
   static let announce: UInt8 = 3
   static let multiQueue: UInt8 = 4
   static let guestOffloads: UInt8 = 5
@@ -62,6 +99,9 @@ enum ControlClass {
 
 /// The commands that are served.
 enum ControlCommand: Equatable {
+  case setSwitch(ReceiveFilter.Switch, Bool)
+  case setTables(unicast: ReceiveFilter.Table, multicast: ReceiveFilter.Table)
+  case setNetwork(UInt16, wanted: Bool)
   case setAddress(MACAddress)
   case announced
   case setPairs(UInt16)

@@ -68,6 +68,8 @@ import Glibc
 
   var isEmpty: Bool { used == 0 }
 
+  func clear() { (head, tail, used) = (0, 0, 0) }
+
   private static func room(for length: Int) -> Int { 8 + (length + 7) & ~7 }
 
   func push(_ vectors: UnsafePointer<iovec>, count: Int) -> Int {

@@ -4,7 +4,7 @@ import DeviceKit
 import VirtQueue
 
 enum NetCounter: Int, CaseIterable {
-  /// Frames that went through, and their bytes without headers.
+  /// Frames that went through, and their bytes as they are at the tap, without virtio's header.
   case frames, bytes
   /// Chains that cannot hold or cannot be a frame: too short, too long, of the wrong direction, partly outside memory.
   case malformed
@@ -12,6 +12,8 @@ enum NetCounter: Int, CaseIterable {
   case badHeader, refused
   /// Frames with a source address that is not the guest's.
   case spoofed
+  /// Frames of another network than the guest's (`--vlan`), and received frames that the driver asked not to be given.
+  case wrongNetwork, filtered
   /// Received frames that were shorter than a frame is, or did not fit where they had to.
   case runts, oversize
   /// Frames that found the interface down or gone, or no room where they went.
@@ -20,6 +22,8 @@ enum NetCounter: Int, CaseIterable {
   case discarded
   /// Waits for a tap that takes nothing now, and frames kept back until there were buffers for them.
   case waits, parked
+  /// Frames that had to wait for their rate limit, and for how long.
+  case throttles, throttledNanoseconds
   /// Control commands, and those that were refused.
   case commands, refusedCommands
   /// Frames that a capture could not note.

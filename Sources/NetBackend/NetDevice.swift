@@ -22,12 +22,14 @@ public final class NetDevice: VirtioDevice {
     /// Pairs of queues; a tap has as many queues.
     public var pairs = 1
     public var capture: PacketCapture?
+    /// The network that the guest is in; the tap's frames carry its tag.
+    public var tag: NetworkTag?
     /// What the guest sends goes to the tap by operations of the thread's ring, not by calls.
     public var usesRing = false
     public init() {}
   }
 
-  private struct State {
+  struct State {
     var features: FeatureSet = []
     /// By CTRL_GUEST_OFFLOADS; as negotiated at first.
     var offloads: FeatureSet = []
@@ -40,24 +42,32 @@ public final class NetDevice: VirtioDevice {
     var activePairs: Int
     /// Pairs whose tap queue is in service.
     var attached: Set<Int> = []
+    /// What the driver wants to be given.
+    var filter = ReceiveFilter()
   }
 
   public let identity: DeviceIdentity
   public let features: FeatureSet
   public let place: NetPlace
-  private let pairs: Int
+  /// What frames and bytes are limited to, both ways: of all queues together.
+  public let limiter = RateLimiter()
+  let pairs: Int
   /// Enforced as the source of every frame.
-  private let source: MACAddress?
+  let source: MACAddress?
+  private let tag: NetworkTag?
   private let capture: PacketCapture?
   private let usesRing: Bool
   private let loops: [LoopChannel]
   private let speed: (megabits: UInt32, duplex: UInt8)
-  private let state: Mutex<State>
+  let state: Mutex<State>
+  /// Where receive queues find `State.filter`.
+  let board = FilterBoard()
 
   public init(place: NetPlace, options: Options) {
     self.place = place
     pairs = options.pairs
     source = options.mac
+    tag = options.tag
     capture = options.capture
     usesRing = options.usesRing
     identity = DeviceIdentity(
@@ -80,6 +90,7 @@ public final class NetDevice: VirtioDevice {
   private static func features(_ place: NetPlace, _ options: Options) -> FeatureSet {
     var features: FeatureSet = [
       .inOrder, NetFeature.mergeable, NetFeature.status, NetFeature.controlQueue, NetFeature.guestAnnounce,
+      NetFeature.controlReceive, NetFeature.controlReceiveExtra, NetFeature.controlVLAN,
     ]
     if options.mac != nil { features.insert(NetFeature.mac) } else { features.insert(NetFeature.controlMAC) }
     if options.pairs > 1 { features.insert(NetFeature.multiQueue) }
@@ -145,6 +156,8 @@ public final class NetDevice: VirtioDevice {
         value = value & ~(0xff << shift) | byte << shift
       }
       state.mac = MACAddress(value: value)
+      state.filter.address = value
+      board.set(state.filter)
     }
   }
 
@@ -155,13 +168,16 @@ public final class NetDevice: VirtioDevice {
       state.offloads = features.intersection(NetFeature.changeable)
       let isToldPairs = features.isSuperset(of: [NetFeature.multiQueue, NetFeature.controlQueue])
       state.activePairs = isToldPairs ? 1 : pairs
+      state.filter = ReceiveFilter(limitsNetworks: features.contains(NetFeature.controlVLAN))
+      state.filter.address = state.mac.value
+      board.set(state.filter)
       return true
     }
     // Where queues run, they go on under what they were started with; the header's size stays.
     if isNew, case .tap(let tap) = place, !state.withLock({ $0.served.isEmpty }) { tellOffloads(tap) }
   }
 
-  private func tellOffloads(_ tap: Tap) {
+  func tellOffloads(_ tap: Tap) {
     tap.setOffload(NetTerms.tapOffload(state.withLock { $0.offloads }))
   }
 
@@ -199,9 +215,10 @@ public final class NetDevice: VirtioDevice {
       let file = pair < queue.files.count ? queue.files[pair] : nil
       if usesRing, index % 2 == 1, let file {
         let (size, capture) = (queue.size, capture)
-        let frame = OutgoingFrame(terms: terms, source: source)
-        queue.run {
-          RingTransmitWorker(tap, queue: pair, file: file, size: size, frame: frame, capture: capture)
+        let frame = OutgoingFrame(terms: terms, source: source, tag: tag)
+        queue.run { [limiter] in
+          RingTransmitWorker(
+            tap, queue: pair, file: file, size: size, frame: frame, limiter: limiter, capture: capture)
         }
         return
       }
@@ -212,7 +229,12 @@ public final class NetDevice: VirtioDevice {
       serve(queue, terms, linkMTU: 1500) { SourcePort(header: header) }
     case .loop:
       let channel = loops[pair]
-      serve(queue, terms, linkMTU: 1500) { LoopPort(channel: channel) }
+      let isFirst = index % 2 == 0
+      serve(queue, terms, linkMTU: 1500) {
+        // What an earlier driver sent is not for this one.
+        if isFirst { channel.clear() }
+        return LoopPort(channel: channel)
+      }
     }
   }
 
@@ -220,13 +242,15 @@ public final class NetDevice: VirtioDevice {
     _ queue: consuming QueueStart, _ terms: NetTerms, linkMTU: Int, _ port: @escaping @Sendable () -> Port
   ) {
     let (size, capture) = (queue.size, capture)
-    let frame = OutgoingFrame(terms: terms, source: source)
     if queue.index % 2 == 0 {
-      queue.run {
-        ReceiveWorker(port: port(), terms: terms, linkMTU: linkMTU, size: size, capture: capture)
-      }
+      let setup = ReceiveSetup(
+        linkMTU: linkMTU, tag: tag, filter: board, limiter: limiter, capture: capture)
+      queue.run { ReceiveWorker(port: port(), terms: terms, size: size, setup) }
     } else {
-      queue.run { TransmitWorker(port: port(), frame: frame, capture: capture) }
+      let frame = OutgoingFrame(terms: terms, source: source, tag: tag)
+      queue.run { [limiter] in
+        TransmitWorker(port: port(), frame: frame, limiter: limiter, capture: capture)
+      }
     }
   }
 
@@ -236,7 +260,7 @@ public final class NetDevice: VirtioDevice {
     settleQueues()
   }
 
-  private func settleQueues() {
+  func settleQueues() {
     guard case .tap(let tap) = place, pairs > 1 else { return }
     state.withLock { state in
       for pair in 0..<pairs {
@@ -248,33 +272,6 @@ public final class NetDevice: VirtioDevice {
     }
   }
 
-  // MARK: What the driver asks by its control queue
-
-  /// Whether a command was carried out; what was not changes nothing.
-  func execute(_ command: ControlCommand) -> Bool {
-    let features = state.withLock { $0.features }
-    switch command {
-    case .setAddress(let mac):
-      guard features.contains(NetFeature.controlMAC), source == nil, !mac.isMulticast else { return false }
-      state.withLock { $0.mac = mac }
-    case .announced:
-      guard features.contains(NetFeature.guestAnnounce) else { return false }
-      state.withLock { $0.wantsAnnouncement = false }
-    case .setPairs(let count):
-      guard features.contains(NetFeature.multiQueue), count >= 1, Int(count) <= pairs else { return false }
-      state.withLock { $0.activePairs = Int(count) }
-      settleQueues()
-    case .setOffloads(let offloads):
-      let allowed = features.intersection(NetFeature.changeable)
-      guard features.contains(NetFeature.guestOffloads), offloads.isSubset(of: allowed),
-        case .tap(let tap) = place
-      else { return false }
-      state.withLock { $0.offloads = offloads }
-      tellOffloads(tap)
-    }
-    return true
-  }
-
   // MARK: What the front-end and the host ask
 
   public var announces: Bool { if case .tap = place { true } else { false } }
@@ -282,7 +279,9 @@ public final class NetDevice: VirtioDevice {
 
   public func announce(_ address: UInt64) {
     guard case .tap(let tap) = place else { return }
-    tap.inject(EthernetFrame.announcement(of: MACAddress(value: address)))
+    var frame = EthernetFrame.announcement(of: MACAddress(value: address))
+    if let tag { frame.insert(contentsOf: tag.bytes, at: 12) }
+    tap.inject(frame)
   }
 
   /// The tap is never changed: a limit above its own cannot be.
@@ -312,6 +311,8 @@ public final class NetDevice: VirtioDevice {
       state.activePairs = pairs
       state.wantsAnnouncement = false
       if source == nil { state.mac = MACAddress(value: 0) }
+      state.filter = ReceiveFilter()
+      board.set(state.filter)
     }
     settleQueues()
   }

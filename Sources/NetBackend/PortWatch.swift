@@ -37,9 +37,9 @@ package struct PortWatch {
   ) -> Bool {
     if completion.part == Part.retry { return !q.isDraining }
     isReadable = true
-    guard !completion.more else { return false }
-    isPolling = false
-    // The kernel may end a poll at any time; the next turn begins another. One that has failed would fail at once again.
+    if !completion.more { isPolling = false }
+    // The kernel may end a poll at any time; the next turn begins another. One that has failed would fail at once again, and
+    // one that goes on after an error tells what a queue without buffers learns nowhere else.
     if completion.result < 0 || completion.result & Int32(CLX_POLLERR) != 0 { retryLater(&q) }
     return false
   }

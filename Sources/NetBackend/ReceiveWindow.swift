@@ -127,6 +127,37 @@ import VirtQueue
     return unsafe (UnsafePointer(vectors + first), segmentCount + 1)
   }
 
+  /// Copies the vectors of all buffers but for the first bytes; how many they are, at most `mostSegments`.
+  // SAFETY: `list` has room for `mostSegments`.
+  @unsafe func copyVectors(to list: UnsafeMutablePointer<iovec>, skipping bytes: Int) -> Int {
+    var skip = bytes
+    var used = 0
+    for i in first..<first + segmentCount {
+      // SAFETY: i is of a held chain's vector; what is skipped is within it.
+      let (base, length) = unsafe (vectors[i].iov_base, vectors[i].iov_len)
+      if skip >= length {
+        skip -= length
+        continue
+      }
+      guard used < Self.mostSegments else { break }
+      unsafe list[used] = iovec(iov_base: base.map { unsafe $0 + skip }, iov_len: length - skip)
+      used += 1
+      skip = 0
+    }
+    return used
+  }
+
+  /// Makes the first bytes zeros.
+  mutating func wipe(_ length: Int) {
+    var left = length
+    for i in first..<first + segmentCount where left > 0 {
+      // SAFETY: i is of a held chain's vector.
+      let part = unsafe min(left, vectors[i].iov_len)
+      if let base = unsafe vectors[i].iov_base { unsafe memset(base, 0, part) }
+      left -= part
+    }
+  }
+
   /// Copies bytes into the buffers, from the start of the oldest plus `offset`.
   mutating func write(_ source: UnsafeRawPointer, _ length: Int, at offset: Int) {
     unsafe move(UnsafeMutableRawPointer(mutating: source), length, offset: offset, outward: false)

@@ -10,15 +10,35 @@ import Glibc
 import HostIO
 import VirtQueue
 
+/// What a receive queue is given beside its port and its session's terms.
+struct ReceiveSetup: Sendable {
+  let linkMTU: Int
+  let tag: NetworkTag?
+  let filter: FilterBoard
+  let limiter: RateLimiter
+  let capture: PacketCapture?
+}
+
 @safe struct ReceiveWorker<Port: PacketPort & ~Copyable>: ~Copyable, QueueWorker {
   /// Frames a turn, so that neighbours get theirs.
   private static var share: Int { 64 }
+
+  /// Beside those of `PortWatch`.
+  private enum Part { static var turn: UInt8 { 3 } }
 
   private var port: Port
   private let terms: NetTerms
   private let headerBytes: Int
   private let goal: Int
   private let capture: PacketCapture?
+  /// Reads frames that carry a tag; nil: they are the guest's as they are.
+  private let tagged: TaggedReader?
+  private let filter: FilterBoard
+  private var view = ReceiveFilter()
+  private var viewNumber: UInt64 = 0
+  private var gate: RateGate
+  /// Bytes of a frame in the window that its limit lets go later; 0: none waits.
+  private var heldBytes = 0
   private var window: ReceiveWindow
   /// A chain that can hold no frame, and has its turn when those before it are gone.
   private var unusable: UInt16?
@@ -29,12 +49,15 @@ import VirtQueue
   private var parkedBytes = 0
   private var watch = PortWatch()
 
-  init(port: consuming Port, terms: NetTerms, linkMTU: Int, size: UInt16, capture: PacketCapture?) {
+  init(port: consuming Port, terms: NetTerms, size: UInt16, _ setup: ReceiveSetup) {
     self.port = port
     self.terms = terms
-    self.capture = capture
+    capture = setup.capture
+    filter = setup.filter
+    gate = RateGate(setup.limiter)
+    tagged = setup.tag.map { TaggedReader($0, headerBytes: terms.layout.byteCount) }
     headerBytes = terms.layout.byteCount
-    goal = terms.goal(linkMTU: linkMTU)
+    goal = terms.goal(linkMTU: setup.linkMTU)
     window = ReceiveWindow(size: size)
     // More than any frame of a tap.
     spareBytes = headerBytes + NetTerms.longestFrame + 512
@@ -45,19 +68,19 @@ import VirtQueue
 
   mutating func service<R: VirtRing & ~Copyable>(_ q: inout QueueIO<R>) {
     watch.begin(port.file, &q)
+    // A frame that its limit holds back is in the window: nothing overtakes it.
+    guard heldBytes == 0 else { return }
     for _ in 0..<Self.share {
       fill(&q)
       if parkedBytes > 0 {
-        guard deliverParked(&q) else { return }
+        guard deliverParked(&q), heldBytes == 0 else { return }
         continue
       }
-      guard port.file == nil ? port.hasFrames : watch.isReadable, !window.isEmpty else { return }
-      let room = max(0, spareBytes - window.bytes)
-      // SAFETY: the vectors are of held chains; what runs over ends within `spare`.
-      let target = unsafe window.target(spare: spare, room)
-      let bytes = unsafe port.receive(target.first, count: target.count)
+      guard port.file == nil ? port.hasFrames : watch.isReadable, canRead else { return }
+      let bytes = read()
       if bytes > 0 {
         accept(bytes, &q)
+        guard heldBytes == 0 else { return }
       } else if bytes == 0 {
         watch.isReadable = false
         return
@@ -69,12 +92,35 @@ import VirtQueue
     q.again()
   }
 
+  /// Whether there is room for a frame's beginning at least.
+  private var canRead: Bool { window.bytes >= max(1, tagged?.copiedBytes ?? 0) }
+
+  /// Reads the next frame into the window, and what runs over to `spare`.
+  private mutating func read() -> Int {
+    let room = max(0, spareBytes - window.bytes)
+    // SAFETY: the vectors are of held chains; what runs over ends within `spare`.
+    let target = unsafe vectors(room)
+    return unsafe port.receive(target.first, count: target.count)
+  }
+
+  /// The vectors that a frame is read by, with so much of `spare` behind them.
+  @unsafe private mutating func vectors(_ room: Int) -> (first: UnsafePointer<iovec>, count: Int) {
+    if let tagged { return unsafe tagged.target(window, spare: spare, room) }
+    return unsafe window.target(spare: spare, room)
+  }
+
   mutating func completed<R: VirtRing & ~Copyable>(_ completion: Completion, _ q: inout QueueIO<R>) {
+    if completion.part == Part.turn {
+      takeTurn(&q)
+      return
+    }
     if watch.completed(completion, &q) { watch.repaired(port.repair(), &q) }
   }
 
   mutating func drain<R: VirtRing & ~Copyable>(_ q: inout QueueIO<R>) {
     watch.drain(&q)
+    // It is read already, and would be lost.
+    if heldBytes > 0 { release(&q) }
     if let head = unusable, let chain = q.take(head) { q.untake(chain) }
     while let buffer = window.popLast() {
       if let chain = q.take(buffer.head) { q.untake(chain) }
@@ -104,8 +150,11 @@ import VirtQueue
   }
 
   private func isUsable(_ chain: borrowing Chain) -> Bool {
-    chain.readable.byteCount == 0 && !chain.hasHole && Int(chain.writable.byteCount) >= headerBytes
+    chain.readable.byteCount == 0 && !chain.hasHole && Int(chain.writable.byteCount) >= leastBytes
   }
+
+  /// The least that a buffer has: a header, and where it is to hold a frame by itself that is read past its tag, that much.
+  private var leastBytes: Int { terms.mergeable ? headerBytes : max(headerBytes, tagged?.copiedBytes ?? 0) }
 
   private var needsMore: Bool {
     if !terms.mergeable { return window.isEmpty }
@@ -115,13 +164,14 @@ import VirtQueue
   // MARK: Frames
 
   /// A frame of so many bytes is in the window, and perhaps in `spare` behind it.
-  private mutating func accept<R: VirtRing & ~Copyable>(_ bytes: Int, _ q: inout QueueIO<R>) {
-    if bytes < headerBytes + EthernetFrame.headerBytes {
-      q.count(.runts)
-    } else if bytes - headerBytes > terms.frameLimit, isWhole {
-      q.count(.oversize)
+  private mutating func accept<R: VirtRing & ~Copyable>(_ onWire: Int, _ q: inout QueueIO<R>) {
+    var bytes = onWire
+    if let fault = fault(onWire, &bytes) {
+      q.count(fault)
+      // What is not this guest's is not left where it may look.
+      if tagged != nil { window.wipe(onWire) }
     } else if bytes <= window.bytes {
-      deliver(bytes, &q)
+      admit(bytes, &q)
     } else if terms.mergeable, bytes <= spareBytes {
       park(bytes, &q)
     } else {
@@ -130,8 +180,32 @@ import VirtQueue
     }
   }
 
+  /// What keeps a frame from the guest; nil: nothing. `bytes` becomes its length without its tag.
+  private mutating func fault(_ onWire: Int, _ bytes: inout Int) -> NetCounter? {
+    if onWire < headerBytes + EthernetFrame.headerBytes { return .runts }
+    if onWire - headerBytes > terms.frameLimit, isWhole { return .oversize }
+    if let fault = tagged?.strip(onWire, in: &window) { return fault }
+    if tagged != nil { bytes = onWire - NetworkTag.byteCount }
+    if filter.number != viewNumber { viewNumber = filter.read(&view) }
+    return view.isOpen || view.admits(beginning(bytes)) ? nil : .filtered
+  }
+
+  /// Addresses, type and what is behind it, of the frame that was read.
+  private func beginning(_ bytes: Int) -> FrameBeginning {
+    var words: (UInt64, UInt64) = (0, 0)
+    // SAFETY: 16 bytes of the local value; what is not in the window is in `spare`, which is longer.
+    unsafe withUnsafeMutableBytes(of: &words) { target in
+      guard let base = target.baseAddress else { return }
+      let here = max(0, min(16, window.bytes - headerBytes))
+      unsafe window.read(base, here, at: headerBytes)
+      if here < 16 { unsafe memcpy(base + here, spare + max(0, headerBytes - window.bytes), 16 - here) }
+    }
+    return FrameBeginning(low: words.0, high: words.1, byteCount: bytes - headerBytes)
+  }
+
   /// Whether the frame in the window is not to be cut. The guest may lie to itself here.
   private var isWhole: Bool {
+    if let tagged { return tagged.segmentation == 0 }
     var type: UInt8 = 0
     // SAFETY: one byte, into the local value.
     unsafe withUnsafeMutableBytes(of: &type) { bytes in
@@ -140,15 +214,48 @@ import VirtQueue
     return type == 0
   }
 
+  // MARK: Limits
+
+  /// Delivers a whole frame in the window, now or when its limit lets it go.
+  private mutating func admit<R: VirtRing & ~Copyable>(_ bytes: Int, _ q: inout QueueIO<R>) {
+    if gate.isOn {
+      let delay = gate.admit(.read, bytes: UInt64(bytes - headerBytes), at: Monotonic.now)
+      if delay > 0, !q.isDraining {
+        q.count(.throttles)
+        heldBytes = bytes
+        q.throttle(nanoseconds: delay, head: 0, part: Part.turn)
+        return
+      }
+    }
+    deliver(bytes, &q)
+  }
+
+  /// The held frame's turn may have come.
+  private mutating func takeTurn<R: VirtRing & ~Copyable>(_ q: inout QueueIO<R>) {
+    guard heldBytes > 0 else { return }
+    let delay = gate.remaining(at: Monotonic.now)
+    if delay > 0 { q.throttle(nanoseconds: delay, head: 0, part: Part.turn) } else { release(&q) }
+  }
+
+  private mutating func release<R: VirtRing & ~Copyable>(_ q: inout QueueIO<R>) {
+    q.count(.throttledNanoseconds, gate.waited(at: Monotonic.now))
+    let bytes = heldBytes
+    heldBytes = 0
+    deliver(bytes, &q)
+  }
+
+  // MARK: Delivery
+
   /// Gives the buffers that a frame filled to the driver.
   private mutating func deliver<R: VirtRing & ~Copyable>(_ bytes: Int, _ q: inout QueueIO<R>) {
     let number = window.buffersNeeded(for: bytes)
+    let onWire = tagged == nil ? bytes : bytes + NetworkTag.byteCount
     finishHeader(buffers: number)
     if let capture {
-      // SAFETY: the vectors of the window, which hold the frame.
-      let frame = unsafe window.target(spare: spare, 0)
+      // SAFETY: the vectors of the window, which hold the frame; a tag is still where it was read to.
+      let frame = unsafe vectors(0)
       if unsafe !capture.note(
-        frame.first, count: frame.count, skipping: headerBytes, bytes: bytes - headerBytes)
+        frame.first, count: frame.count, skipping: headerBytes, bytes: onWire - headerBytes)
       {
         q.count(.uncaptured)
       }
@@ -161,7 +268,7 @@ import VirtQueue
       q.complete(chain, written: UInt32(truncatingIfNeeded: part))
     }
     q.count(.frames)
-    q.count(.bytes, UInt64(bytes - headerBytes))
+    q.count(.bytes, UInt64(onWire - headerBytes))
   }
 
   /// What a tap leaves to us: the number of buffers, and no mark that was not negotiated.
@@ -204,7 +311,7 @@ import VirtQueue
     parkedBytes = 0
     // SAFETY: `bytes` of `spare` hold the frame.
     unsafe window.write(spare, bytes, at: 0)
-    deliver(bytes, &q)
+    admit(bytes, &q)
     return true
   }
 }

@@ -13,6 +13,9 @@ import VirtQueue
   /// Vectors of one frame, its head apart: more than Linux's drivers use.
   private static var pieces: Int { 24 }
 
+  /// Beside those of the worker for single frames.
+  private enum Part { static var turn: UInt8 { 4 } }
+
   private let file: FileSlot
   private let frame: OutgoingFrame
   private let capture: PacketCapture?
@@ -28,10 +31,17 @@ import VirtQueue
   private let ended: UnsafeMutablePointer<Bool>
   /// A chain in more pieces than there is room for waits until it is alone.
   private var tooLong: UInt16?
+  /// A chain that its limit lets go later; it is not out yet.
+  private var waiting: UInt16?
+  private var gate: RateGate
   private var slow: TransmitWorker<TapPort>
 
-  init(_ tap: Tap, queue: Int, file: FileSlot, size: UInt16, frame: OutgoingFrame, capture: PacketCapture?) {
+  init(
+    _ tap: Tap, queue: Int, file: FileSlot, size: UInt16, frame: OutgoingFrame, limiter: RateLimiter,
+    capture: PacketCapture?
+  ) {
     self.file = file
+    gate = RateGate(limiter)
     self.frame = frame
     self.capture = capture
     self.size = Int(size)
@@ -42,7 +52,8 @@ import VirtQueue
     unsafe ended = .allocate(capacity: self.size)
     unsafe ended.initialize(repeating: false, count: self.size)
     order = HeadQueue(size: size)
-    slow = TransmitWorker(port: TapPort(tap, queue: queue, file: file), frame: frame, capture: capture)
+    slow = TransmitWorker(
+      port: TapPort(tap, queue: queue, file: file), frame: frame, limiter: limiter, capture: capture)
   }
 
   deinit {
@@ -53,32 +64,49 @@ import VirtQueue
   }
 
   mutating func service<R: VirtRing & ~Copyable>(_ q: inout QueueIO<R>) {
-    while tooLong == nil, !slow.isWaiting, let chain = q.next() { begin(chain, &q) }
+    while isFree, let chain = q.next() { begin(chain, &q) }
   }
+
+  /// Nothing stands before the next chain.
+  private var isFree: Bool { tooLong == nil && waiting == nil && !slow.isWaiting }
 
   static var servesDisabled: Bool { true }
 
   mutating func serviceDisabled<R: VirtRing & ~Copyable>(_ q: inout QueueIO<R>) {
     // What is out before comes first.
-    guard order.isEmpty, tooLong == nil, !slow.isWaiting else { return }
+    guard order.isEmpty, isFree else { return }
     slow.serviceDisabled(&q)
   }
 
-  private mutating func begin<R: VirtRing & ~Copyable>(_ chain: consuming Chain, _ q: inout QueueIO<R>) {
+  /// `hasTurn`: the frame's tokens were taken before.
+  private mutating func begin<R: VirtRing & ~Copyable>(
+    _ chain: consuming Chain, _ q: inout QueueIO<R>, hasTurn: Bool = false
+  ) {
     let place = Int(chain.head)
     // SAFETY (all of the body): the chain's own places, by its head.
     let head = unsafe heads + place * OutgoingFrame.headRoom
     let list = unsafe vectors + place * (Self.pieces + 1)
-    let fault = unsafe frame.fault(in: chain, head: head)
     var count = 0
-    if let fault {
-      q.count(fault)
-    } else if let gathered = unsafe frame.gather(chain, head: head, into: list, room: Self.pieces) {
+    switch unsafe frame.examine(chain, head: head) {
+    case .drop(let fault): q.count(fault)
+    case .send(let out):
+      if gate.isOn, !hasTurn {
+        let bytes = UInt64(Int(chain.readable.byteCount) - frame.headerBytes)
+        let delay = gate.admit(.write, bytes: bytes, at: Monotonic.now)
+        if delay > 0 {
+          q.count(.throttles)
+          let held = chain.hold()
+          waiting = held
+          q.throttle(nanoseconds: delay, head: held, part: Part.turn)
+          return
+        }
+      }
+      guard let gathered = unsafe frame.gather(chain, out, head: head, into: list, room: Self.pieces) else {
+        tooLong = chain.hold()
+        sendAlone(&q)
+        return
+      }
       count = gathered
-    } else {
-      tooLong = chain.hold()
-      sendAlone(&q)
-      return
     }
     unsafe counts[place] = Int32(truncatingIfNeeded: count)
     unsafe ended[place] = count == 0
@@ -92,9 +120,14 @@ import VirtQueue
   }
 
   mutating func completed<R: VirtRing & ~Copyable>(_ completion: Completion, _ q: inout QueueIO<R>) {
+    if completion.part == Part.turn {
+      takeTurn(&q)
+      return
+    }
+    let isRetry = completion.part == TransmitWorker<TapPort>.Part.retry
     let place = Int(completion.head)
     guard place < size else { return }
-    if slow.isWaiting {
+    if slow.isWaiting || isRetry {
       slow.completed(completion, &q)
       return
     }
@@ -111,10 +144,25 @@ import VirtQueue
     } else {
       // A tap that takes nothing now (EAGAIN) has lost the frame: those behind it may be gone already.
       q.count(OutgoingFrame.counter(for: -Int(completion.result)))
+      slow.noteFailure(-Int(completion.result), &q)
     }
     unsafe ended[place] = true
     settle(&q)
     sendAlone(&q)
+  }
+
+  /// The waiting chain's turn may have come.
+  private mutating func takeTurn<R: VirtRing & ~Copyable>(_ q: inout QueueIO<R>) {
+    guard let held = waiting else { return }
+    let now = Monotonic.now
+    let delay = gate.remaining(at: now)
+    if delay > 0 {
+      q.throttle(nanoseconds: delay, head: held, part: Part.turn)
+      return
+    }
+    q.count(.throttledNanoseconds, gate.waited(at: now))
+    waiting = nil
+    if let chain = q.take(held) { begin(chain, &q, hasTurn: true) }
   }
 
   /// Completes what has ended, in order.
@@ -129,14 +177,15 @@ import VirtQueue
   private mutating func sendAlone<R: VirtRing & ~Copyable>(_ q: inout QueueIO<R>) {
     guard order.isEmpty, let head = tooLong, let chain = q.take(head) else { return }
     tooLong = nil
-    slow.transmit(chain, &q)
+    slow.transmit(chain, &q, hasTurn: true)
   }
 
   mutating func drain<R: VirtRing & ~Copyable>(_ q: inout QueueIO<R>) {
     // What is out ends by itself; what was not begun goes back.
     slow.drain(&q)
-    guard let head = tooLong, let chain = q.take(head) else { return }
+    guard let head = tooLong ?? waiting, let chain = q.take(head) else { return }
     tooLong = nil
+    waiting = nil
     q.untake(chain)
   }
 }

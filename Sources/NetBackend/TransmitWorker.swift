@@ -10,7 +10,11 @@ import HostIO
 import VirtQueue
 
 @safe struct TransmitWorker<Port: PacketPort & ~Copyable>: ~Copyable, QueueWorker {
-  private enum Part { static var writable: UInt8 { 1 } }
+  enum Part {
+    static var writable: UInt8 { 1 }
+    static var turn: UInt8 { 2 }
+    static var retry: UInt8 { 3 }
+  }
 
   /// The kernel takes 1024 vectors a call.
   private static var mostVectors: Int { 1000 }
@@ -24,11 +28,16 @@ import VirtQueue
   /// For a frame in more pieces than the kernel takes; made when there is one.
   // SAFETY: `longestFrame` bytes.
   private var whole: UnsafeMutableRawPointer?
-  /// The chain that waits until the port takes frames again.
+  /// The chain that waits until the port takes frames again, or until its limit lets it go.
   private var waiting: UInt16?
+  private var waitsForPort = false
+  /// Its device was gone, and is looked for again soon.
+  private var isBroken = false
+  private var gate: RateGate
 
-  init(port: consuming Port, frame: OutgoingFrame, capture: PacketCapture?) {
+  init(port: consuming Port, frame: OutgoingFrame, limiter: RateLimiter, capture: PacketCapture?) {
     self.port = port
+    gate = RateGate(limiter)
     self.frame = frame
     self.capture = capture
     unsafe head = .allocate(byteCount: OutgoingFrame.headRoom, alignment: 16)
@@ -57,59 +66,104 @@ import VirtQueue
   }
 
   mutating func completed<R: VirtRing & ~Copyable>(_ completion: Completion, _ q: inout QueueIO<R>) {
-    guard let held = waiting, let chain = q.take(held) else { return }
+    if completion.part == Part.retry {
+      isBroken = false
+      if !q.isDraining { _ = port.repair() }
+      return
+    }
+    guard let held = waiting else { return }
+    if completion.part == Part.turn {
+      let now = Monotonic.now
+      let delay = gate.remaining(at: now)
+      if delay > 0 {
+        q.throttle(nanoseconds: delay, head: held, part: Part.turn)
+        return
+      }
+      q.count(.throttledNanoseconds, gate.waited(at: now))
+    }
+    guard let chain = q.take(held) else { return }
     waiting = nil
-    transmit(chain, &q)
+    transmit(chain, &q, hasTurn: true)
   }
 
   mutating func drain<R: VirtRing & ~Copyable>(_ q: inout QueueIO<R>) {
     guard let held = waiting, let chain = q.take(held) else { return }
     waiting = nil
-    q.cancelPoll(head: held, part: Part.writable)
+    if waitsForPort { q.cancelPoll(head: held, part: Part.writable) }
     q.untake(chain)
   }
 
-  /// A chain is held until the port takes frames again.
+  /// A chain is held until the port takes frames again, or its turn comes.
   var isWaiting: Bool { waiting != nil }
 
-  mutating func transmit<R: VirtRing & ~Copyable>(_ chain: consuming Chain, _ q: inout QueueIO<R>) {
+  /// `hasTurn`: the frame's tokens were taken before.
+  mutating func transmit<R: VirtRing & ~Copyable>(
+    _ chain: consuming Chain, _ q: inout QueueIO<R>, hasTurn: Bool = false
+  ) {
     // SAFETY (all of the body): the vectors name our copy of the head and memory of the chain, which is alive.
-    if let fault = unsafe frame.fault(in: chain, head: head) {
+    let out: OutgoingFrame.Head
+    switch unsafe frame.examine(chain, head: head) {
+    case .drop(let fault):
       q.count(fault)
       q.complete(chain, written: 0)
       return
+    case .send(let checked): out = checked
     }
     let bytes = Int(chain.readable.byteCount) - frame.headerBytes
+    if gate.isOn, !hasTurn {
+      let delay = gate.admit(.write, bytes: UInt64(bytes), at: Monotonic.now)
+      if delay > 0 {
+        q.count(.throttles)
+        hold(chain, forPort: false)
+        q.throttle(nanoseconds: delay, head: waiting ?? 0, part: Part.turn)
+        return
+      }
+    }
+    let onWire = bytes + out.count - out.replaced
     let count =
-      unsafe frame.gather(chain, head: head, into: vectors, room: Self.mostVectors) ?? gatherWhole(chain)
+      unsafe frame.gather(chain, out, head: head, into: vectors, room: Self.mostVectors)
+      ?? gatherWhole(chain, out)
     let sent = unsafe port.send(vectors, count: count)
     if sent > 0 {
       q.count(.frames)
-      q.count(.bytes, UInt64(bytes))
-      if let capture, unsafe !capture.note(vectors, count: count, skipping: frame.headerBytes, bytes: bytes) {
+      q.count(.bytes, UInt64(onWire))
+      if let capture, unsafe !capture.note(vectors, count: count, skipping: frame.headerBytes, bytes: onWire)
+      {
         q.count(.uncaptured)
       }
     } else if sent == -Int(EAGAIN), let file = port.file, !q.isDraining {
       q.count(.waits)
-      let held = chain.hold()
-      waiting = held
-      q.pollWritable(file, head: held, part: Part.writable)
+      hold(chain, forPort: true)
+      q.pollWritable(file, head: waiting ?? 0, part: Part.writable)
       return
     } else {
       q.count(OutgoingFrame.counter(for: -sent))
+      noteFailure(-sent, &q)
     }
     q.complete(chain, written: 0)
   }
 
+  /// A device that was deleted is looked for again: its receive queue may have no buffer to find that out with.
+  mutating func noteFailure<R: VirtRing & ~Copyable>(_ code: Int, _ q: inout QueueIO<R>) {
+    guard code == Int(EBADFD), !isBroken, !q.isDraining else { return }
+    isBroken = true
+    q.pause(head: 0, part: Part.retry)
+  }
+
+  private mutating func hold(_ chain: consuming Chain, forPort: Bool) {
+    waitsForPort = forPort
+    waiting = chain.hold()
+  }
+
   /// The vectors of a frame in very many pieces: its head, and the rest copied together.
-  private mutating func gatherWhole(_ chain: borrowing Chain) -> Int {
-    let rest = Int(chain.readable.byteCount) - frame.headBytes
+  private mutating func gatherWhole(_ chain: borrowing Chain, _ out: OutgoingFrame.Head) -> Int {
+    let rest = Int(chain.readable.byteCount) - out.replaced
     let bytes = unsafe whole ?? .allocate(byteCount: NetTerms.longestFrame, alignment: 64)
     unsafe whole = unsafe bytes
-    // SAFETY: `rest` is at most the longest frame (see `OutgoingFrame.fault`); two vectors are within their array.
+    // SAFETY: `rest` is at most the longest frame (see `OutgoingFrame.examine`); two vectors are within their array.
     let target = unsafe UnsafeMutableRawBufferPointer(start: bytes, count: rest)
-    _ = unsafe chain.readable.copyOut(to: target, from: frame.headBytes)
-    unsafe vectors[0] = iovec(iov_base: head, iov_len: frame.headBytes)
+    _ = unsafe chain.readable.copyOut(to: target, from: out.replaced)
+    unsafe vectors[0] = iovec(iov_base: head, iov_len: out.count)
     unsafe vectors[1] = iovec(iov_base: bytes, iov_len: rest)
     return 2
   }

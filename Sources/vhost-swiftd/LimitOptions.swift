@@ -81,9 +81,52 @@ struct DiskLimitOptions: ParsableArguments {
   }
 }
 
+/// Limits of a network card.
+struct NetLimitOptions: ParsableArguments {
+  @Option(
+    help: ArgumentHelp(
+      "Frames a second at most, both ways and of all queues together; `,burst=N`: how many may go at once after a pause "
+        + "(default: what 0.1 s brings). A frame that is yet to be cut into segments is one.",
+      valueName: "rate[,burst=n]"),
+    transform: RateArgument.count)
+  var pps: RateArgument?
+
+  @Option(
+    help: ArgumentHelp("The same, of what the guest receives.", valueName: "rate[,burst=n]"),
+    transform: RateArgument.count)
+  var ppsReceive: RateArgument?
+
+  @Option(
+    help: ArgumentHelp("The same, of what the guest sends.", valueName: "rate[,burst=n]"),
+    transform: RateArgument.count)
+  var ppsSend: RateArgument?
+
+  @Option(
+    help: ArgumentHelp(
+      "Bytes of frames a second at most: 100M, or 100M,burst=1G.", valueName: "rate[,burst=n]"),
+    transform: RateArgument.bytes)
+  var bandwidth: RateArgument?
+
+  @Option(
+    help: ArgumentHelp("The same, of what the guest receives.", valueName: "rate[,burst=n]"),
+    transform: RateArgument.bytes)
+  var bandwidthReceive: RateArgument?
+
+  @Option(
+    help: ArgumentHelp("The same, of what the guest sends.", valueName: "rate[,burst=n]"),
+    transform: RateArgument.bytes)
+  var bandwidthSend: RateArgument?
+
+  var limits: RateLimits {
+    RateLimits(
+      requests: .init(total: pps?.rate, read: ppsReceive?.rate, write: ppsSend?.rate),
+      bytes: .init(total: bandwidth?.rate, read: bandwidthReceive?.rate, write: bandwidthSend?.rate))
+  }
+}
+
 /// What of a device's arguments may change while it runs.
 enum Limits {
-  private static let prefixes = ["--iops", "--bandwidth"]
+  private static let prefixes = ["--iops", "--pps", "--bandwidth"]
 
   /// The arguments that a running device cannot change.
   static func fixed(_ arguments: [String]) -> [String] {

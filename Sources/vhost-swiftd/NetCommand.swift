@@ -1,6 +1,7 @@
 // `vhost-swiftd net`: a network card.
 
 import ArgumentParser
+import DeviceKit
 import Glibc
 import HostIO
 import NetBackend
@@ -23,6 +24,9 @@ struct NetCommand: ServiceCommand {
         -netdev vhost-user,id=n1,chardev=c1,queues=1 \\
         -device virtio-net-pci,netdev=n1
 
+      A card at its limit neither takes nor gives frames until it has its turn: what comes meanwhile waits in the guest or in \
+      the tap. --stats counts how often and how long. Limits of a card in a configuration file change at SIGHUP (`serve`).
+
       With --queue-pairs N: queues=N, and mq=on,vectors=2N+2 on the device. QEMU up to 7.2 without KVM needs vectors=0.
       """)
 
@@ -33,7 +37,8 @@ struct NetCommand: ServiceCommand {
 
   @Flag(
     help: ArgumentHelp(
-      "Make the tap where it does not exist; it outlives a crash, is taken up again, and goes at the end."))
+      "Make the tap where it does not exist; it outlives a crash, is taken up again, and goes at the end. One that somebody else "
+        + "made is used as it is, and stays."))
   var create = false
 
   @Option(
@@ -57,6 +62,12 @@ struct NetCommand: ServiceCommand {
     transform: Self.address)
   var mac: MACAddress?
 
+  @Option(
+    help: ArgumentHelp(
+      "The guest's network, 1 to 4094: at the tap its frames carry this 802.1Q tag, and others are not the guest's.",
+      valueName: "number"))
+  var vlan: Int?
+
   @Option(help: ArgumentHelp("Pairs of queues; a tap needs as many queues. (default: 1)", valueName: "count"))
   var queuePairs: Int?
 
@@ -69,6 +80,10 @@ struct NetCommand: ServiceCommand {
   @Option(
     help: ArgumentHelp("Copy every frame into this file, for tcpdump and Wireshark.", valueName: "file"))
   var pcap: String?
+
+  @OptionGroup(title: "Limits") var limitOptions: NetLimitOptions
+
+  var limit: RateLimits { limitOptions.limits }
 
   enum TapIO: String, ExpressibleByArgument, CaseIterable { case direct, ring }
 
@@ -98,6 +113,8 @@ struct NetCommand: ServiceCommand {
     if create, tap == nil { throw ValidationError("--create goes with --tap") }
     if bridge != nil, tap == nil { throw ValidationError("--bridge goes with --tap") }
     if tapIo == .ring, backend != nil { throw ValidationError("--tap-io goes with --tap and --tap-fd") }
+    if let vlan, NetworkTag(vlan) == nil { throw ValidationError("--vlan \(vlan): expected 1 to 4094") }
+    if vlan != nil, backend != nil { throw ValidationError("--vlan goes with --tap and --tap-fd") }
     if pcap?.isEmpty == true { throw ValidationError("--pcap '': expected a path") }
     if let queuePairs, !(1...127).contains(queuePairs) {
       throw ValidationError("--queue-pairs \(queuePairs): expected 1 to 127")
@@ -113,6 +130,7 @@ struct NetCommand: ServiceCommand {
     do { place = try openPlace() } catch { throw Failure.run(Self.sentence(for: error)) }
     var options = NetDevice.Options()
     options.mac = mac
+    options.tag = vlan.flatMap { NetworkTag($0) }
     options.usesRing = tapIo == .ring
     options.pairs = tapFd?.numbers.count ?? queuePairs ?? 1
     do {
@@ -121,7 +139,7 @@ struct NetCommand: ServiceCommand {
       }
       if let pcap { options.capture = try PacketCapture(path: pcap) }
       let device = NetDevice(place: place, options: options)
-      return try Service(service, device, watch: Self.watch(device))
+      return try Service(service, device, watch: Self.watch(device), limits: (device.limiter, limit))
     } catch {
       options.capture?.withdraw()
       if case .tap(let tap) = place { tap.retire() }

@@ -46,7 +46,8 @@ struct HelpTests {
         "net",
         [
           "--tap", "--create", "--tap-fd", "--backend", "--bridge", "--mac", "--queue-pairs", "--pcap",
-          "--tap-io",
+          "--tap-io", "--vlan", "--pps", "--pps-receive", "--pps-send", "--bandwidth", "--bandwidth-receive",
+          "--bandwidth-send",
         ],
         "-netdev vhost-user,id=n1,chardev=c1,queues=1 \\"
       ),

@@ -155,6 +155,19 @@ struct CardTests {
     #expect(card.received(0, 72) == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0] + frame)
   }
 
+  @Test("NT05 a checksum that would be written over the addresses is none, and evades no check of them")
+  func checksumOverAddress() throws {
+    let card = try Card(.loop, [.version1, NetFeature.checksum]) { $0.mac = MACAddress("02:00:00:00:00:09") }
+    card.post(0, 2000)
+    for start: UInt8 in [0, 6, 10, 13] {
+      try card.send([1, 0, 0, 0, 0, 0, start, 0, 0, 0, 0, 0] + testFrame(60))
+    }
+    #expect(card.counter("badHeader") == 4)
+    #expect(card.counter("frames") == 0)
+    try card.send([1, 0, 0, 0, 0, 0, 14, 0, 0, 0, 0, 0] + testFrame(60))
+    #expect(card.receive.waitUsed()?.length == 72)
+  }
+
   @Test("Frames from another address than the guest's are dropped")
   func spoofed() throws {
     let card = try Card(.loop) { $0.mac = MACAddress("52:54:00:00:00:01") }

@@ -11,6 +11,8 @@ public final class Wire: Sendable, CustomReflectable {
   /// A failed expectation looks into what it names, and cannot look into this.
   public var customMirror: Mirror { Mirror(self, children: []) }
   public let tap: Tap
+  /// Another tap, bridged with the first one; nil where none was asked for.
+  public let peer: Tap?
   private let socket: OwnedFD
 
   // Numbers that Swift's Glibc hides (linux/if_packet.h).
@@ -20,18 +22,25 @@ public final class Wire: Sendable, CustomReflectable {
   /// Of the header that comes before each frame at the packet socket: virtio-net's.
   public static let headerBytes = 10
 
-  private init(tap: Tap, socket: consuming OwnedFD) {
+  private init(tap: Tap, peer: Tap?, socket: consuming OwnedFD) {
     self.tap = tap
+    self.peer = peer
     self.socket = socket
   }
 
-  deinit { tap.retire() }
+  deinit {
+    tap.retire()
+    peer?.retire()
+  }
 
   /// Whether this process may have one. As root it may.
   public static let isPossible = (try? Wire.make()) != nil
+  /// Whether the kernel has sub-interfaces for tags.
+  public static let hasNetworks = (try? Wire.make(network: 2)) != nil
 
-  /// Everything is made on a thread that is in the namespace; descriptors stay in it.
-  public static func make(queues: Int = 1) throws -> Wire {
+  /// Everything is made on a thread that is in the namespace; descriptors stay in it. `peered`: there is a second tap,
+  /// bridged with the first. `network`: the host's side is at the first one's sub-interface for that tag.
+  public static func make(queues: Int = 1, peered: Bool = false, network: Int? = nil) throws -> Wire {
     let result = Reply<Result<Wire, any Error>>()
     let thread = try PinnedThread(name: "namespace", cpus: []) {
       result.fulfil(
@@ -41,11 +50,35 @@ public final class Wire: Sendable, CustomReflectable {
           let quiet = "/proc/sys/net/ipv6/conf/default/disable_ipv6"
           try? "1".write(toFile: quiet, atomically: false, encoding: .utf8)
           let tap = try Tap.open(name: "wire0", queues: queues, create: true)
-          return Wire(tap: tap, socket: try hostSide(of: "wire0"))
+          let peer = peered ? try Tap.open(name: "peer0", queues: 1, create: true) : nil
+          if peered {
+            try run("ip link add br0 type bridge; ip link set br0 up")
+            for name in ["wire0", "peer0"] { try run("ip link set \(name) master br0") }
+          }
+          let side = network.map { "wire0.\($0)" } ?? "wire0"
+          if let network {
+            try run("ip link add link wire0 name \(side) type vlan id \(network); ip link set \(side) up")
+          }
+          return Wire(tap: tap, peer: peer, socket: try hostSide(of: side))
         })
     }
     defer { thread.join() }
     return try result.wait().get()
+  }
+
+  /// Runs a shell script in the calling thread's namespace.
+  private static func run(_ script: String) throws {
+    var child: pid_t = 0
+    let line: [String] = ["sh", "-ec", "PATH=$PATH:/usr/sbin:/sbin; exec 2>/dev/null; \(script)"]
+    let words: [UnsafeMutablePointer<CChar>?] = line.map { strdup($0) } + [nil]
+    defer { words.forEach { free($0) } }
+    guard posix_spawnp(&child, "sh", nil, nil, words, environ) == 0 else {
+      throw HostError.system(call: "sh", code: errno)
+    }
+    var status: Int32 = 0
+    guard waitpid(child, &status, 0) == child, status == 0 else {
+      throw HostError.system(call: script, code: status)
+    }
   }
 
   /// A packet socket on an interface.
@@ -136,5 +169,30 @@ public final class Wire: Sendable, CustomReflectable {
     let bytes = header + frame
     let count = bytes.withUnsafeBytes { Glibc.send(socket.raw, $0.baseAddress, $0.count, 0) }
     precondition(count == bytes.count, "a packet socket took \(count) of \(bytes.count) bytes: \(errno)")
+  }
+
+  /// The next frame of these tests that comes out of the peer tap; nil after `seconds`. What was left to do in it is done: the
+  /// peer takes no other.
+  public func takeFromPeer(seconds: Int = 20) -> [UInt8]? {
+    guard let raw = peer?.descriptors.first else { return nil }
+    let deadline = ContinuousClock.now + .seconds(seconds)
+    var buffer = [UInt8](repeating: 0, count: 70_000)
+    while ContinuousClock.now < deadline {
+      guard !Poll.one(raw, .readable, milliseconds: 100).isEmpty else { continue }
+      let count = read(raw, &buffer, buffer.count)
+      guard count >= Self.headerBytes + 14 else { continue }
+      let source = Array(buffer[16..<22])
+      if source == [2, 0, 0, 0, 0, 9] || source.prefix(2) == [0x52, 2] {
+        return Array(buffer[Self.headerBytes..<count])
+      }
+    }
+    return nil
+  }
+
+  /// Sends a frame into the peer: over the bridge, the kernel keeps its tag beside it.
+  public func giveToPeer(_ frame: [UInt8], header: [UInt8] = [UInt8](repeating: 0, count: headerBytes)) {
+    let bytes = header + frame
+    let count = write(peer?.descriptors.first ?? -1, bytes, bytes.count)
+    precondition(count == bytes.count, "the peer took \(count) of \(bytes.count) bytes: \(errno)")
   }
 }
