@@ -10,8 +10,8 @@ final class OpenTap: @unchecked Sendable {
 
   deinit { descriptors.forEach { close($0) } }
 
-  /// Made on a thread that enters the namespace; the descriptors stay in it.
-  static func queues(of name: String, _ count: Int) throws -> OpenTap {
+  /// Made on a thread that enters the namespace; the descriptors stay in it. `header`: frames have virtio's before them.
+  static func queues(of name: String, _ count: Int, header: Bool = true) throws -> OpenTap {
     let tap = OpenTap()
     let done = DispatchSemaphore(value: 0)
     let thread = Thread {
@@ -19,7 +19,7 @@ final class OpenTap: @unchecked Sendable {
       guard clx_unshare_network() == 0 else { return }
       for _ in 0..<count {
         let raw = clx_open("/dev/net/tun", O_RDWR | O_CLOEXEC, 0)
-        let flags = CLX_IFF_TAP | CLX_IFF_NO_PI | CLX_IFF_VNET_HDR | CLX_IFF_MULTI_QUEUE
+        let flags = CLX_IFF_TAP | CLX_IFF_NO_PI | (header ? CLX_IFF_VNET_HDR : 0) | CLX_IFF_MULTI_QUEUE
         guard raw >= 0, clx_tap_attach(raw, name, UInt16(flags)) == 0 else { return }
         tap.descriptors.append(raw)
       }
