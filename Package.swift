@@ -149,7 +149,8 @@ let package = Package(
     .target(
       name: "FuzzTargets",
       dependencies: [
-        "BlockBackend", "ServiceConfig", "VhostUser", "DeviceKit", "VirtQueue", "HostIO", "CLinux",
+        "BlockBackend", "NetBackend", "ServiceConfig", "VhostUser", "DeviceKit", "VirtQueue", "HostIO",
+        "CLinux",
         .product(name: "Logging", package: "swift-log"),
       ], path: "Fuzz/Targets", swiftSettings: relaxed),
     .testTarget(name: "FuzzTests", dependencies: ["FuzzTargets"], swiftSettings: relaxed),

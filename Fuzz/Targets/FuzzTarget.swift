@@ -18,8 +18,8 @@ public struct FuzzTarget: Sendable {
   public let play: @Sendable (_ input: [UInt8]) throws -> Void
 
   public static let all: [FuzzTarget] = [
-    RingTarget.split, RingTarget.packed, RingTarget.inflight, BlockTarget.target, SessionTarget.target,
-    ConfigTarget.target,
+    RingTarget.split, RingTarget.packed, RingTarget.inflight, BlockTarget.target, NetTarget.target,
+    SessionTarget.target, ConfigTarget.target,
   ]
 
   public static func named(_ name: String) -> FuzzTarget? { all.first { $0.name == name } }
