@@ -58,6 +58,7 @@ public final class NetDevice: VirtioDevice {
   private let capture: PacketCapture?
   private let usesRing: Bool
   private let loops: [LoopChannel]
+  /// As the tap said at the start: asking again (SIOCETHTOOL) has no room in the sandbox, which would be room for much else.
   private let speed: (megabits: UInt32, duplex: UInt8)
   let state: Mutex<State>
   /// Where receive queues find `State.filter`.
