@@ -13,8 +13,10 @@ extension InAGuest {
       "Offloads, several queues, plain cards, large packets, packed rings; ethtool changes them under way")
     func cards() throws {
       let namespace = try NetworkNamespace()
-      let full = try NetCard(namespace, number: 1, queues: 2, options: ["--threads", "2"])
-      let plain = try NetCard(namespace, number: 2, options: ["--mac", "52:54:00:77:00:02"])
+      let full = try NetCard(
+        namespace, number: 1, queues: 2, options: ["--threads", "2", "--tap-io", "ring"])
+      let plain = try NetCard(
+        namespace, number: 2, options: ["--mac", "52:54:00:77:00:02", "--tap-io", "direct"])
       let jumbo = try NetCard(namespace, number: 3, mtu: 9000)
       var configuration = GuestConfiguration()
       configuration.arguments =
@@ -91,7 +93,7 @@ extension InAGuest {
     @Test("NT19 traffic goes on after SIGKILL under iperf3, and after the driver was unbound and bound")
     func restarts() throws {
       let namespace = try NetworkNamespace()
-      let card = try NetCard(namespace, number: 1)
+      let card = try NetCard(namespace, number: 1, options: ["--tap-io", "ring"])
       var configuration = GuestConfiguration()
       configuration.arguments = card.arguments(slot: 4)
       let guest = try Guest.boot(configuration)

@@ -101,6 +101,50 @@ struct NetJourneys {
     #expect(try driver.queues[2].wait().length == 72)
   }
 
+  @Test("What a driver asks by its control queue is in force when it is answered", arguments: [false, true])
+  func filters(packed: Bool) throws {
+    // Control queue, its receive modes, its address.
+    let wanted: UInt64 = 1 << 17 | 1 << 18 | 1 << 23
+    let backend = try Backend(device())
+    let driver = try driver(
+      backend, packed: packed, queues: 3, features: VirtioBits.driven | Self.mergeable | wanted)
+    #expect(driver.features & wanted == wanted)
+    let place = try driver.arena.allocate(4096)
+    func order(_ bytes: [UInt8]) throws -> [UInt8] {
+      try driver.arena.write(bytes + [0xee], at: place)
+      let answer = place + UInt64(bytes.count)
+      _ = try driver.queues[2].submit([
+        DescriptorSpec(place, UInt32(bytes.count)), DescriptorSpec(answer, 1, write: true),
+      ])
+      #expect(try driver.queues[2].wait().length == 1)
+      return try driver.arena.read(at: answer, count: 1)
+    }
+    func send(_ frame: [UInt8]) throws {
+      try driver.arena.write([UInt8](repeating: 0, count: 12) + frame, at: place + 1024)
+      _ = try driver.queues[1].submit([DescriptorSpec(place + 1024, UInt32(12 + frame.count))])
+      _ = try driver.queues[1].wait()
+    }
+    let own: [UInt8] = [2, 0, 0, 0, 0, 1]
+    let other: [UInt8] = [2, 0, 0, 0, 0, 2]
+    let rest = [UInt8](repeating: 7, count: 60)
+    #expect(try order([1, 1] + own) == [0])
+    #expect(try order([0, 0, 0]) == [0])
+    #expect(try order([0, 2, 1]) == [1], "not negotiated")
+    _ = try driver.queues[0].submit([DescriptorSpec(place + 2048, 2048, write: true)])
+    try send(other + rest)
+    try send(own + rest)
+    let used = try driver.queues[0].wait()
+    #expect(
+      Array(try driver.arena.read(at: place + 2048, count: Int(used.length)).dropFirst(12)) == own + rest)
+    // A table of one card and no group.
+    #expect(try order([1, 0, 1, 0, 0, 0] + other + [0, 0, 0, 0]) == [0])
+    _ = try driver.queues[0].submit([DescriptorSpec(place + 2048, 2048, write: true)])
+    try send([3, 0, 0, 0, 0, 1] + rest)
+    try send(other + rest)
+    _ = try driver.queues[0].wait()
+    #expect(try driver.arena.read(at: place + 2060, count: 6) == other)
+  }
+
   @Test("RARP and MTU are offered by cards on taps alone; a card without one refuses them")
   func messages() throws {
     let backend = try Backend(device())

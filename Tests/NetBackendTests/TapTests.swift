@@ -38,6 +38,26 @@ struct TapTests {
     #expect(card.received(0, 110) == [UInt8](repeating: 0, count: 10) + out)
   }
 
+  @Test(
+    "NT18 a tap whose header has another size is told ours before a frame passes, and asked whether it took it"
+  )
+  func headerSize() throws {
+    for size: Int32 in [10, 20, 64] {
+      let wire = try Wire.make()
+      #expect(clx_tap_set_header_size(wire.tap.descriptors[0], size) == 0)
+      let card = try Card(.tap(wire.tap))
+      var now: Int32 = 0
+      #expect(clx_tap_header_size(wire.tap.descriptors[0], &now) == 0 && now == 12)
+      let frame = testFrame(100)
+      try card.send(frame: frame)
+      #expect(wire.take() == frame)
+      card.post(0, 2000)
+      wire.give(frame)
+      #expect(card.receive.waitUsed()?.length == 112)
+      #expect(Array(card.received(0, 112)[12...]) == frame)
+    }
+  }
+
   @Test("NT15 frames that no buffer waits for are lost in the tap: nothing spins, and transmit goes on")
   func flood() throws {
     let wire = try Wire.make()
