@@ -50,6 +50,43 @@ struct LimitTests {
     #expect(try daemon.process.waitExit(within: 30) == .status(0))
   }
 
+  @Test(
+    "A card at its limit sleeps; SIGHUP takes up another limit from the file, and the frame that waited is sent"
+  )
+  func card() throws {
+    let folder = try TemporaryFolder()
+    func configure(_ limits: String) throws {
+      let text = """
+        {"devices": [{"device": "net", "socket-path": "\(folder.file("s"))", "backend": "loop"\(limits)}]}
+        """
+      try Data(text.utf8).write(to: URL(fileURLWithPath: folder.file("config.json")))
+    }
+    try configure(#", "bandwidth-send": "1,burst=60", "pps": 1000000"#)
+    let daemon = try Daemon(["serve", "--config", "{folder}/config.json"], in: folder)
+    let driver = try daemon.connectCard()
+    let out = try driver.arena.allocate(100)
+    let into = try driver.arena.allocate(2048)
+    for _ in 0..<3 { _ = try driver.queues[0].submit([DescriptorSpec(into, 500, write: true)]) }
+    _ = try driver.queues[1].submit([DescriptorSpec(out, 72)])
+    #expect(try driver.queues[1].wait().length == 0)
+    // The next one would have to wait for a minute.
+    _ = try driver.queues[1].submit([DescriptorSpec(out, 72)])
+    try daemon.process.wait(until: "a frame waits", within: 30) {
+      (try? daemon.counters())?.sum("throttles") == 1
+    }
+    #expect(ProcessFacts(daemon.process).load(over: 1000) < 0.5)
+    try configure(#", "bandwidth-receive": "10M""#)
+    daemon.process.signal(SIGHUP)
+    #expect(try driver.queues[1].wait().length == 0)
+    for _ in 0..<2 { #expect(try driver.queues[0].wait().length == 72) }
+    let counters = try daemon.counters()
+    #expect(counters.sum("frames") == 4)
+    #expect(counters.sum("throttledNanoseconds") > 500_000_000)
+    driver.disconnect()
+    daemon.process.signal(SIGTERM)
+    #expect(try daemon.process.waitExit(within: 30) == .status(0))
+  }
+
   @Test("An end does not wait for the bucket")
   func end() throws {
     let daemon = try Daemon.disk(["--iops", "1,burst=1", "--bandwidth", "1,burst=512"])

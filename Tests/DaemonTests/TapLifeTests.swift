@@ -216,4 +216,51 @@ struct TapLifeTests {
     let text = try Tool.run("tcpdump", ["-nr", file])
     #expect(text.contains("Request who-has 10.0.0.9 tell 10.0.0.8"), "\(text)")
   }
+
+  @Test("A card with --vlan and one without, on bridged taps: the tag is seen by the second one only")
+  func networks() throws {
+    try namespace.shell(
+      """
+      ip link add br0 type bridge; ip link set br0 up
+      for tap in one two; do ip tuntap add dev $tap mode tap; ip link set $tap master br0 up; done
+      """)
+    let inside = try serve(["--tap", "one", "--vlan", "5"])
+    let outside = try Daemon(
+      ["net", "--socket-path", "{folder}/s", "--tap", "two"], in: TemporaryFolder(), prefix: prefix)
+    let (one, two) = (try inside.connectCard(), try outside.connectCard())
+    let addresses = [UInt8](repeating: 0xff, count: 6) + [2, 0, 0, 0, 0, 9]
+    let rest: [UInt8] = [0x88, 0xb5] + (0..<200).map { UInt8($0) }
+    func tagged(_ low: UInt8) -> [UInt8] { addresses + [0x81, 0, 0, low] + rest }
+
+    #expect(try exchange(addresses + rest, from: one, to: two) == tagged(5))
+    #expect(try exchange(tagged(5), from: two, to: one) == addresses + rest)
+    let before = try inside.counters().sum("wrongNetwork")
+    try send(tagged(6), by: two)
+    try send(addresses + rest, by: two)
+    #expect(try exchange(tagged(5), from: two, to: one) == addresses + rest)
+    #expect(try inside.counters().sum("wrongNetwork") >= before + 2)
+    for driver in [one, two] { driver.disconnect() }
+    try inside.stop()
+    try outside.stop()
+  }
+
+  private func send(_ frame: [UInt8], by driver: DeviceDriver) throws {
+    let place = try driver.arena.allocate(12 + frame.count)
+    try driver.arena.write([UInt8](repeating: 0, count: 12) + frame, at: place)
+    _ = try driver.queues[1].submit([DescriptorSpec(place, UInt32(12 + frame.count))])
+    #expect(try driver.queues[1].wait().length == 0)
+  }
+
+  /// Sends a frame by one card and returns what comes to the other, but for what the kernel says on its own.
+  private func exchange(_ frame: [UInt8], from: DeviceDriver, to: DeviceDriver) throws -> [UInt8] {
+    try send(frame, by: from)
+    for _ in 0..<64 {
+      let place = try to.arena.allocate(2048)
+      _ = try to.queues[0].submit([DescriptorSpec(place, 2048, write: true)])
+      let used = try to.queues[0].wait()
+      let bytes = try to.arena.read(at: place + 12, count: Int(used.length) - 12)
+      if Array(bytes[6..<12]) == Array(frame[6..<12]) { return bytes }
+    }
+    throw HarnessError("the frame did not come")
+  }
 }
