@@ -13,6 +13,8 @@ protocol HostSide {
 final class NetCard: HostSide {
   let namespace: NetworkNamespace
   let tap: String
+  /// The bridge that the tap is a port of, with the host's address; nil: the tap has the address itself.
+  private let bridge: String?
   /// The addresses of both sides.
   let hostAddress: String
   let guestAddress: String
@@ -20,16 +22,20 @@ final class NetCard: HostSide {
   private let folder: TemporaryFolder
   private let options: [String]
   private(set) var process: ChildProcess
-  private let number: Int
+  let number: Int
   var socket: String { folder.file("s") }
 
+  /// `side`: one of several cards of this number, each of which is the card for a guest that moves between them: their taps
+  /// are ports of one bridge.
   init(
-    _ namespace: NetworkNamespace, number: Int, queues: Int = 1, mtu: Int = 1500, options: [String] = []
+    _ namespace: NetworkNamespace, number: Int, queues: Int = 1, mtu: Int = 1500, side: Int? = nil,
+    options: [String] = []
   ) throws {
     self.namespace = namespace
     self.number = number
     self.queues = queues
-    tap = "tap\(number)"
+    tap = "tap\(number)" + (side.map { "s\($0)" } ?? "")
+    bridge = side == nil ? nil : "bridge\(number)"
     hostAddress = "10.77.\(number).1"
     guestAddress = "10.77.\(number).2"
     folder = try TemporaryFolder()
@@ -38,10 +44,32 @@ final class NetCard: HostSide {
       """
       ip tuntap add dev \(tap) mode tap \(queues > 1 ? "multi_queue" : "")
       ip link set \(tap) mtu \(mtu) up
-      ip addr add \(hostAddress)/24 dev \(tap)
+      \(Self.join(tap, bridge, hostAddress))
       """)
     process = try Self.serve(namespace, tap, queues, folder, options)
   }
+
+  /// Gives the tap its address, or makes it a port of the bridge, which the first one makes.
+  private static func join(_ tap: String, _ bridge: String?, _ address: String) -> String {
+    guard let bridge else { return "ip addr add \(address)/24 dev \(tap)" }
+    return """
+      ip link show \(bridge) >/dev/null 2>&1 || {
+        ip link add \(bridge) type bridge forward_delay 0
+        ip link set \(bridge) up
+        ip addr add \(address)/24 dev \(bridge)
+      }
+      ip link set \(tap) master \(bridge)
+      """
+  }
+
+  /// Whether the bridge has the guest behind this card's tap.
+  func bridgeKnowsGuest() throws -> Bool {
+    try namespace.run("bridge", ["fdb", "show", "br", bridge ?? ""]).split(separator: "\n").contains {
+      $0.hasPrefix("\(guestMAC) ") && $0.contains(" \(tap) ")
+    }
+  }
+
+  var guestMAC: String { "52:54:00:77:00:0\(number)" }
 
   private static func serve(
     _ namespace: NetworkNamespace, _ tap: String, _ queues: Int, _ folder: TemporaryFolder,
@@ -60,7 +88,7 @@ final class NetCard: HostSide {
   func arguments(slot: Int, _ device: [String] = []) -> [String] {
     // vectors=0: QEMU 7.2 without KVM crashes where a vhost-user network card has MSI-X.
     let properties = [
-      "netdev=net\(number)", "mac=52:54:00:77:00:0\(number)", "addr=0x\(String(slot, radix: 16))",
+      "netdev=net\(number)", "mac=\(guestMAC)", "addr=0x\(String(slot, radix: 16))",
       "vectors=0",
       "id=card\(number)",
     ]

@@ -111,7 +111,7 @@ extension InAGuest {
         try card.process.wait(until: "iperf3 goes on", within: 60) {
           try card.counter("frames") > after + 100
         }
-        try guest.check("pkill iperf3; while pidof iperf3; do sleep 0.1; done")
+        try guest.check("kill $(pidof iperf3); while pidof iperf3; do sleep 0.1; done")
       }
       try network.transfer(card, mebibytes: 2)
       for _ in 0..<2 {

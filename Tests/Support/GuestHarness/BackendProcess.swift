@@ -4,9 +4,11 @@ import Foundation
 
 /// A back-end program that serves one socket.
 public final class BackendProcess {
-  public let process: ChildProcess
+  public private(set) var process: ChildProcess
   public let socketPath: String
   private let folder: TemporaryFolder
+  private let program: String
+  private let arguments: [String]
 
   /// True when `VHOST_SWIFTD_STANDIN` asks for QEMU's own back-ends in place of ours. The same tests with another
   /// back-end tell a mistake of the test, or of the guest, from one of ours.
@@ -17,10 +19,22 @@ public final class BackendProcess {
     folder = try TemporaryFolder()
     let path = folder.file("socket")
     socketPath = path
-    process = try ChildProcess(
-      program, arguments.map { $0.replacingOccurrences(of: "{socket}", with: path) },
-      log: folder.file("backend.log"))
+    self.program = program
+    self.arguments = arguments.map { $0.replacingOccurrences(of: "{socket}", with: path) }
+    process = try ChildProcess(program, self.arguments, log: folder.file("backend.log"))
     try process.wait(until: "its socket listens", within: 60) { listens(path) }
+  }
+
+  /// Ends it, as a crash does or as an administrator, and starts another one in its place.
+  public func replace(killing: Bool) throws {
+    if killing {
+      guard process.kill() == .signal(SIGKILL) else {
+        throw HarnessError("the back-end had ended", logs: [("back-end", log)])
+      }
+    } else {
+      try stop()
+    }
+    process = try ChildProcess(program, arguments, log: folder.file("backend.log"))
   }
 
   /// A disk over an image file.

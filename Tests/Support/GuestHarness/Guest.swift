@@ -25,6 +25,17 @@ public final class Guest {
     return guest
   }
 
+  /// Starts QEMU without a guest in it: one will move in (`migrate`). Its configuration is the moving guest's, but for the
+  /// back-ends.
+  static func awaiting(_ configuration: GuestConfiguration) throws -> Guest {
+    var configuration = configuration
+    configuration.arguments += ["-incoming", "defer"]
+    return try Guest(configuration)
+  }
+
+  /// Where a guest that moves to this machine comes in.
+  var moveSocket: String { folder.file("move") }
+
   private init(_ configuration: GuestConfiguration) throws {
     folder = try TemporaryFolder()
     backends = configuration.backends

@@ -17,18 +17,23 @@ public struct GuestConfiguration {
 
   public init() {}
 
-  /// Attaches a vhost-user disk. The guest calls the disks vda, vdb, … in the order of their slots (4...31).
+  /// Attaches a vhost-user disk. The guest calls the disks vda, vdb, … in the order of their slots (4...31). `reconnects`: the
+  /// guest waits for a back-end that has gone.
   public mutating func attachDisk(
-    _ backend: BackendProcess, slot: Int, queues: Int = 1, options: [String] = []
+    _ backend: BackendProcess, slot: Int, queues: Int = 1, reconnects: Bool = false, options: [String] = []
   ) {
-    attach("vhost-user-blk-pci", backend, slot: slot, options: ["num-queues=\(queues)"] + options)
+    attach(
+      "vhost-user-blk-pci", backend, slot: slot, reconnects: reconnects,
+      options: ["num-queues=\(queues)"] + options)
   }
 
   /// Attaches any vhost-user device that takes a chardev: `vhost-user-rng-pci` and its like.
-  public mutating func attach(_ device: String, _ backend: BackendProcess, slot: Int, options: [String] = [])
-  {
+  public mutating func attach(
+    _ device: String, _ backend: BackendProcess, slot: Int, reconnects: Bool = false, options: [String] = []
+  ) {
     let properties = ["chardev=chr\(slot)", "id=dev\(slot)", "addr=0x\(String(slot, radix: 16))"] + options
-    devices += ["-chardev", "socket,id=chr\(slot),path=\(backend.socketPath)"]
+    let again = reconnects ? ",reconnect=1" : ""
+    devices += ["-chardev", "socket,id=chr\(slot),path=\(backend.socketPath)\(again)"]
     backends.append(backend)
     devices += ["-device", "\(device),\(properties.joined(separator: ","))"]
   }
