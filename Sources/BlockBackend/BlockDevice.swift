@@ -160,6 +160,13 @@ public final class BlockDevice: VirtioDevice {
     settleDurability()
   }
 
+  /// The cache mode is all that a disk takes along.
+  public func loadState(_ state: DeviceState) throws(DeviceError) {
+    let mode = try state.get(1, as: UInt64.self)
+    guard mode <= 1 else { throw .stateRefused("a cache mode of \(mode)") }
+    restore(mode)
+  }
+
   /// A driver that can neither flush nor choose gets durable writes; one that chose write-through too.
   /// (virtio 1.3 §5.2.6.2)
   private func settleDurability() {

@@ -29,6 +29,8 @@ public enum DeviceError: Error, Equatable, Sendable {
   case configRefused(offset: Int, count: Int)
   /// The queue cannot be served; the reason in words.
   case startRefused(String)
+  /// A state that this device cannot have been in; the reason in words.
+  case stateRefused(String)
 }
 
 /// A paravirtual device. Its methods are called by one control thread at a time, never on the data path.
@@ -63,6 +65,11 @@ public protocol VirtioDevice: AnyObject, Sendable {
   var savedState: UInt64 { get }
   /// An earlier process served this driver. Nil: what it knew is lost, and the safest must be assumed.
   func restore(_ savedState: UInt64?)
+  /// What another process, on another machine, needs to go on with this driver. No queue runs.
+  func saveState() -> DeviceState
+  /// Takes over such a state, which may be anybody's: checked whole before anything is changed. No queue runs. It comes
+  /// again after `negotiated`, where the driver's choice becomes known later than the state.
+  func loadState(_ state: DeviceState) throws(DeviceError)
   /// The first queue is about to start; throws where the device cannot be had now.
   func willRun() throws(DeviceError)
   /// The last queue has stopped, and its I/O has ended.

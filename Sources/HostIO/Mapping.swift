@@ -23,11 +23,14 @@ import Glibc
   /// page size (`FileFacts.pageSize`: for huge pages theirs), and the length is rounded up to one. Throws
   /// what mmap says: EACCES for a descriptor that may not be written, EPERM for a seal against writing,
   /// ENODEV for what has no pages, EINVAL, ENOMEM. Whether the file reaches so far is the caller's to check:
-  /// pages beyond its end are lost from the beginning.
-  public init(file: borrowing OwnedFD, offset: UInt64, length: Int, pageSize: Int = 4096) throws(HostError) {
+  /// pages beyond its end are lost from the beginning. `closed`: nothing of it may be touched before `open`.
+  public init(
+    file: borrowing OwnedFD, offset: UInt64, length: Int, pageSize: Int = 4096, closed: Bool = false
+  ) throws(HostError) {
     guard let offset = Int(exactly: offset) else { throw .system(call: "mmap", code: EINVAL) }
     let (start, bytes) = try unsafe Self.map(
-      MAP_SHARED | Int32(MAP_NORESERVE), file.raw, offset, length, pageSize)
+      MAP_SHARED | Int32(MAP_NORESERVE), file.raw, offset, length, pageSize,
+      protection: closed ? PROT_NONE : PROT_READ | PROT_WRITE)
     let count = UnsafeMutablePointer<UInt64>.allocate(capacity: 1)
     unsafe count.initialize(to: 0)
     // SAFETY: a mapping of whole pages, new and ours; both stay until `deinit` has taken it out again.
@@ -52,7 +55,8 @@ import Glibc
   }
 
   private static func map(
-    _ flags: Int32, _ file: Int32, _ offset: Int, _ length: Int, _ pageSize: Int
+    _ flags: Int32, _ file: Int32, _ offset: Int, _ length: Int, _ pageSize: Int,
+    protection: Int32 = PROT_READ | PROT_WRITE
   ) throws(HostError) -> (UnsafeMutableRawPointer, Int) {
     let rounded = length.addingReportingOverflow(pageSize &- 1)
     guard length > 0, pageSize > 0, pageSize & (pageSize - 1) == 0, !rounded.overflow else {
@@ -61,7 +65,7 @@ import Glibc
     // munmap of huge pages wants whole ones.
     let bytes = rounded.partialValue & ~(pageSize - 1)
     // SAFETY: a new mapping; nothing of ours is replaced.
-    let address = unsafe mmap(nil, bytes, PROT_READ | PROT_WRITE, flags, file, offset)
+    let address = unsafe mmap(nil, bytes, protection, flags, file, offset)
     guard let address = unsafe address, unsafe address != MAP_FAILED else { throw .last("mmap") }
     return unsafe (address, bytes)
   }
@@ -75,6 +79,21 @@ import Glibc
 
   /// How many of its pages were gone when they were touched.
   public var lostPages: UInt64 { unsafe clx_load_relaxed_u64(lost) }
+
+  /// Lets a closed mapping be read and written.
+  func open() throws(HostError) {
+    // SAFETY: our own mapping.
+    guard unsafe mprotect(base, length, PROT_READ | PROT_WRITE) == 0 else { throw .last("mprotect") }
+  }
+
+  /// Puts a file without a byte in its place: who touches it finds it gone (`lostPages`), system calls say EFAULT.
+  func cutOff() {
+    // SAFETY: a constant name.
+    let nothing = unsafe OwnedFD(adopting: clx_memfd_create("gone", UInt32(CLX_MFD_CLOEXEC)))
+    let flags = MAP_SHARED | Int32(MAP_NORESERVE) | Int32(MAP_FIXED)
+    // SAFETY: all of our own mapping and nothing else is replaced; whoever holds it is told by SIGBUS, which is handled.
+    _ = unsafe mmap(base, length, PROT_READ | PROT_WRITE, flags, nothing.raw, 0)
+  }
 
   /// Keeps the bytes out of core dumps: they are a guest's, not ours. False where the kernel will not.
   @discardableResult

@@ -20,7 +20,10 @@ import Glibc
   }
 
   /// A second descriptor of the same open file, close-on-exec. Throws EMFILE where the process has too many.
-  public func duplicate() throws(HostError) -> OwnedFD {
+  public func duplicate() throws(HostError) -> OwnedFD { try Self.duplicate(of: raw) }
+
+  /// The same for a descriptor that another owns.
+  public static func duplicate(of raw: Int32) throws(HostError) -> OwnedFD {
     let copy = clx_fcntl_int(raw, F_DUPFD_CLOEXEC, 3)
     guard copy >= 0 else { throw .last("fcntl(F_DUPFD_CLOEXEC)") }
     return OwnedFD(adopting: copy)

@@ -37,6 +37,24 @@ struct ReceiveFilter: Sendable, Equatable {
       if !hasOverflowed { self.addresses = addresses }
     }
 
+    /// What a table of another card was: {u8 more than it holds were wanted, 6 bytes each}; nil for what none can have been.
+    init?(bytes: [UInt8]) {
+      guard let first = bytes.first, first <= 1, bytes.count % 6 == 1 else { return nil }
+      let count = bytes.count / 6
+      guard count <= (first == 1 ? 0 : ReceiveFilter.tableSize) else { return nil }
+      hasOverflowed = first == 1
+      addresses = (0..<count).map { index in
+        bytes[(1 + 6 * index)..<(7 + 6 * index)].reversed().reduce(0) { $0 << 8 | UInt64($1) }
+      }
+    }
+
+    var bytes: [UInt8] {
+      [hasOverflowed ? 1 : 0]
+        + addresses.flatMap { address in
+          (0..<6).map { UInt8(truncatingIfNeeded: address >> (8 * UInt64($0))) }
+        }
+    }
+
     func contains(_ address: UInt64) -> Bool { hasOverflowed || addresses.contains(address) }
   }
 
@@ -45,16 +63,25 @@ struct ReceiveFilter: Sendable, Equatable {
     case promiscuous, allMulticast, allUnicast, noMulticast, noUnicast, noBroadcast
   }
 
-  private var switches: UInt8 = 1
+  private(set) var switches: UInt8 = 1
   /// The card's own address; 0: unknown, and every card's is taken for it.
   var address: UInt64 = 0
   var unicast = Table()
   var multicast = Table()
   /// A bit a network; nil: frames with any tag are wanted.
-  private var networks: [UInt64]?
+  private(set) var networks: [UInt64]?
 
   /// `limitsNetworks`: VIRTIO_NET_F_CTRL_VLAN was negotiated, so frames with a tag are wanted when asked for.
   init(limitsNetworks: Bool = false) { if limitsNetworks { networks = [UInt64](repeating: 0, count: 64) } }
+
+  /// Goes on as another card's filter was, in modes and networks. False, and nothing changed, for modes that are none, or too
+  /// few networks.
+  mutating func take(switches: UInt8, networks other: [UInt64]?) -> Bool {
+    guard switches < 1 << 6, other?.count ?? 64 == 64 else { return false }
+    self.switches = switches
+    if networks != nil, let other { networks = other }
+    return true
+  }
 
   /// Everything is wanted.
   var isOpen: Bool { isOn(.promiscuous) }

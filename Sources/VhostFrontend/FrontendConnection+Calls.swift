@@ -201,6 +201,38 @@ extension FrontendConnection {
     return descriptor
   }
 
+  /// The memory table of a guest whose pages are still to come: where each region lies in the back-end, which touches none of
+  /// it before `acknowledgeMemTable`.
+  public func setMemTablePostcopy(
+    _ regions: [WireRegion], descriptors: [Int32]
+  ) throws(FrontendError) -> [UInt64] {
+    let payload = WireRegion.table(regions)
+    let reply = try get(
+      .setMemTable, payload: payload, descriptors: descriptors, replySize: payload.count)
+    var reader = WireReader(reply.payload)
+    _ = reader.take(UInt64.self)
+    var bases: [UInt64] = []
+    for region in regions {
+      let answer = WireRegion(
+        guestAddress: reader.take(), size: reader.take(), userAddress: reader.take(),
+        mmapOffset: reader.take())
+      var expected = region
+      expected.userAddress = answer.userAddress
+      guard answer == expected else {
+        throw .badReply(
+          request: FrontendRequest.setMemTable.rawValue, field: "guest address", value: answer.guestAddress,
+          expected: region.guestAddress)
+      }
+      bases.append(answer.userAddress)
+    }
+    return bases
+  }
+
+  /// The bases are known: faults can be served.
+  public func acknowledgeMemTable(ack: Bool? = nil) throws(FrontendError) -> Ack {
+    try set(.setMemTable, payload: Self.number(0), ack: ack)
+  }
+
   /// Answered in any case, as POSTCOPY_END is.
   public func postcopyListen() throws(FrontendError) -> Ack {
     try send(.postcopyListen, needReply: true)

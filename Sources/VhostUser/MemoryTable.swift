@@ -59,13 +59,13 @@ struct MemoryTable {
     entries.contains { $0.description == description }
   }
 
-  /// Maps a region and appends it; the very same region again changes nothing.
+  /// Maps a region and appends it; the very same region again changes nothing. `closed`: it is not to be touched yet.
   mutating func add(
-    _ description: RegionDescription, file: borrowing OwnedFD
+    _ description: RegionDescription, file: borrowing OwnedFD, closed: Bool = false
   ) throws(MemoryTableError) {
     if contains(description) { return }
     guard entries.count < Self.slotLimit else { throw .tooManyRegions(entries.count + 1) }
-    entries.append(Entry(description: description, region: try Self.map(description, file)))
+    entries.append(Entry(description: description, region: try Self.map(description, file, closed: closed)))
     removed.removeAll { $0.names(description) }
   }
 
@@ -76,6 +76,18 @@ struct MemoryTable {
     }
     removed.append(entries.remove(at: index).description)
     if removed.count > Self.slotLimit { removed.removeFirst() }
+  }
+
+  /// The mappings behind the regions.
+  var mappings: [Mapping] { entries.compactMap { $0.region.owner as? Mapping } }
+
+  /// Where a region begins in this process.
+  func hostAddress(of description: RegionDescription) -> UInt64? {
+    for entry in entries where entry.description == description {
+      // SAFETY: told as a number, and not followed.
+      return unsafe UInt64(UInt(bitPattern: entry.region.host))
+    }
+    return nil
   }
 
   /// Where the guest's memory ends.
@@ -94,7 +106,7 @@ struct MemoryTable {
 
   /// Checks a region against its file, and maps it.
   private static func map(
-    _ description: RegionDescription, _ file: borrowing OwnedFD
+    _ description: RegionDescription, _ file: borrowing OwnedFD, closed: Bool
   ) throws(MemoryTableError) -> GuestRegion {
     let facts: FileFacts
     do { facts = try FileFacts(of: file) } catch { throw .file(error) }
@@ -113,7 +125,8 @@ struct MemoryTable {
     // Nobody may cut the memory off under us, where the file still lets us say so.
     _ = clx_fcntl_int(file.raw, Int32(CLX_F_ADD_SEALS), Int(CLX_F_SEAL_SHRINK))
     do {
-      let mapping = try Mapping(file: file, offset: start, length: Int(end - start), pageSize: facts.pageSize)
+      let mapping = try Mapping(
+        file: file, offset: start, length: Int(end - start), pageSize: facts.pageSize, closed: closed)
       mapping.excludeFromCoreDumps()
       // SAFETY: `skip` is within the mapping, which the region owns.
       return unsafe GuestRegion(

@@ -26,6 +26,9 @@ public enum Request: UInt32, CaseIterable, Sendable {
   case iotlbMessage = 22
   case getConfig = 24
   case setConfig = 25
+  case postcopyAdvise = 28
+  case postcopyListen = 29
+  case postcopyEnd = 30
   case getInflightFD = 31
   case setInflightFD = 32
   case resetDevice = 34
@@ -34,6 +37,8 @@ public enum Request: UInt32, CaseIterable, Sendable {
   case removeMemoryRegion = 38
   case setStatus = 39
   case getStatus = 40
+  case setDeviceStateFD = 42
+  case checkDeviceState = 43
 }
 
 /// The 12 bytes before every payload: {u32 request, u32 flags, u32 size}.
@@ -100,6 +105,8 @@ struct PayloadWriter {
     u32(UInt32(truncatingIfNeeded: value >> 32))
   }
 
+  mutating func append(_ more: [UInt8]) { bytes += more }
+
   static func u64(_ value: UInt64) -> [UInt8] {
     var writer = PayloadWriter()
     writer.u64(value)
@@ -118,9 +125,11 @@ public struct ProtocolFeatures: OptionSet, Sendable, Hashable {
   public static let replyAck = ProtocolFeatures(rawValue: 1 << 3)
   public static let networkMTU = ProtocolFeatures(rawValue: 1 << 4)
   public static let backendRequests = ProtocolFeatures(rawValue: 1 << 5)
+  public static let pageFault = ProtocolFeatures(rawValue: 1 << 8)
   public static let config = ProtocolFeatures(rawValue: 1 << 9)
   public static let inflight = ProtocolFeatures(rawValue: 1 << 12)
   public static let resetDevice = ProtocolFeatures(rawValue: 1 << 13)
   public static let memorySlots = ProtocolFeatures(rawValue: 1 << 15)
   public static let status = ProtocolFeatures(rawValue: 1 << 16)
+  public static let deviceState = ProtocolFeatures(rawValue: 1 << 19)
 }

@@ -103,6 +103,12 @@ package struct MessageRule {
     MessageRule(.removeMemoryRegion, .exactly(40), .closed, needs: .memorySlots),
     MessageRule(.setStatus, .exactly(8), needs: .status),
     MessageRule(.getStatus, reply: .own, needs: .status),
+    MessageRule(.postcopyAdvise, reply: .own, needs: .pageFault),
+    // Answered in any case: QEMU asks without having negotiated to.
+    MessageRule(.postcopyListen, reply: .own, needs: .pageFault),
+    MessageRule(.postcopyEnd, reply: .own, needs: .pageFault),
+    MessageRule(.setDeviceStateFD, .exactly(8), .one, reply: .own, needs: .deviceState),
+    MessageRule(.checkDeviceState, reply: .own, needs: .deviceState),
   ]
 
   package static let byRequest: [UInt32: MessageRule] = Dictionary(

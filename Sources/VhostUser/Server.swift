@@ -23,6 +23,7 @@ public final class VhostUserServer: Sendable {
   private let log: Logger
   private let limiter: LogLimiter
   private let offersStatus: Bool
+  private let postcopy: Postcopy?
   private let stop: EventFD
   private let ended: EventFD
   private let opening = Reply<Void>()
@@ -31,11 +32,14 @@ public final class VhostUserServer: Sendable {
   private let desk: MissDesk
 
   /// Nothing is served before `start`. The queue threads of `host` must have been started by then. `offersStatus`: front-ends
-  /// may set the device status (VHOST_USER_PROTOCOL_F_STATUS).
+  /// may set the device status (VHOST_USER_PROTOCOL_F_STATUS). `postcopy`: guests may come in before their memory; one for
+  /// each server.
   public init(
-    host: DeviceHost, endpoint: consuming Endpoint, log: Logger, offersStatus: Bool = false
+    host: DeviceHost, endpoint: consuming Endpoint, log: Logger, offersStatus: Bool = false,
+    postcopy: Postcopy? = nil
   ) throws(HostError) {
     self.host = host
+    self.postcopy = postcopy
     self.offersStatus = offersStatus
     self.log = log
     limiter = LogLimiter(log)
@@ -53,10 +57,12 @@ public final class VhostUserServer: Sendable {
   /// Serves from now on; where `held`, from `open` on: a sandbox closes around the thread first.
   public func start(held: Bool = false) throws(HostError) {
     if !held { open() }
+    try postcopy?.start()
     _ = try PinnedThread(name: "control", cpus: []) { [self] in
       opening.wait()
       serve()
       unlinkSocket()
+      postcopy?.finish()
       done.fulfil(())
       ended.signal()
     }
@@ -146,7 +152,7 @@ public final class VhostUserServer: Sendable {
     limiter.info("a front-end has connected")
     let session = Session(
       host: host, stream: stream, stop: stop.raw, channel: channel, desk: desk, log: log, limiter: limiter,
-      offersStatus: offersStatus)
+      offersStatus: offersStatus, postcopy: postcopy)
     switch session.run() {
     case .peerClosed: limiter.info("the front-end has left")
     case .stopped: limiter.info("the session was stopped")

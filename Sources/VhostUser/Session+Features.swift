@@ -27,6 +27,7 @@ extension Session {
     limiter.debug("the driver chose features \(features)")
     // Logging is no choice of the driver's: it is switched while it runs.
     host.device.negotiated(features.subtracting(.logAll))
+    reloadState()
     if wasLogging != features.contains(.logAll) { logRunningRings() }
     saveDeviceState()
     if !features.contains(.protocolFeatures) {
@@ -53,7 +54,7 @@ extension Session {
   static func protocolFeatures(of device: any VirtioDevice) -> ProtocolFeatures {
     var features: ProtocolFeatures = [
       .multiQueue, .logSharedMemory, .replyAck, .backendRequests, .config, .inflight, .resetDevice,
-      .memorySlots,
+      .memorySlots, .deviceState,
     ]
     if device.announces { features.insert(.rarp) }
     if device.limitsPackets { features.insert(.networkMTU) }

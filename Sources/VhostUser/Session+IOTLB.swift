@@ -203,7 +203,7 @@ extension Session {
       let ready = Poll.any(
         [
           (stream.raw, .readable), (stop, .readable), (desk.wakeDescriptor, .readable),
-          (asksChannel ? channel.raw : -1, channelEvents),
+          (asksChannel ? channel.raw : -1, channelEvents), (stateTransfer?.incoming ?? -1, .readable),
         ], milliseconds: waits.isWaiting && !toldOfWait ? 5000 : -1)
       if ready.allSatisfy(\.isEmpty) {
         toldOfWait = true
@@ -211,6 +211,7 @@ extension Session {
       }
       if !ready[2].isEmpty { takeNotes() }
       if !ready[3].isEmpty { takeAnswers() }
+      if !ready[4].isEmpty { receiveState() }
       if !ready[0].isEmpty || !ready[1].isEmpty { return }
     }
   }

@@ -9,18 +9,25 @@ extension Session {
   func setMemoryTable(_ reader: inout PayloadReader, _ descriptors: inout DescriptorBag) -> Handling {
     let count = Int(reader.u32())
     _ = reader.u32()
+    if count == 0, let announcedMemory { return openAnnouncedMemory(announcedMemory) }
     guard (1...MemoryTable.tableLimit).contains(count) else {
       return .refused("a memory table of \(count) regions, expected 1 to \(MemoryTable.tableLimit)")
     }
     var table = MemoryTable()
+    var order: [RegionDescription] = []
     for _ in 0..<count {
       let description = RegionDescription(&reader)
       guard let file = descriptors.takeFirst() else { return .refused("a region without its descriptor") }
       // The very same region twice in one table is an overlap.
       guard !table.contains(description) else { return .refused("a region that is in the table twice") }
-      do { try table.add(description, file: file) } catch { return .refused("memory table: \(error)") }
+      do {
+        try table.add(description, file: file, closed: memoryIsMissing)
+      } catch {
+        return .refused("memory table: \(error)")
+      }
+      order.append(description)
     }
-    return take(table)
+    return memoryIsMissing ? announce(table, order) : take(table)
   }
 
   func addRegion(_ reader: inout PayloadReader, _ file: consuming OwnedFD?) -> Handling {
@@ -44,7 +51,7 @@ extension Session {
 
   /// Makes a table the one in use: every running ring has switched to it when this returns. Refused, with the old one in
   /// place, where it does not hold a running ring.
-  private func take(_ table: MemoryTable) -> Handling {
+  func take(_ table: MemoryTable) -> Handling {
     let next: GuestMemoryMap
     do {
       next = try table.makeMap(generation: (map?.generation ?? 0) &+ 1, iotlb: translation?.iotlb)

@@ -120,6 +120,7 @@ extension Session {
       return .refused("ring \(index) does not start: \(error)")
     }
     ring.markStarted()
+    loadedState = nil
     channel.repeatNews()
     return .done
   }
@@ -165,6 +166,7 @@ extension Session {
     for ring in rings { ring.reset() }
     host.device.reset()
     inflight = nil
+    loadedState = nil
     return .done
   }
 

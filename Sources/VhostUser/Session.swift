@@ -53,6 +53,16 @@ final class Session {
   /// Behind an IOMMU.
   var translation: Translation?
   var toldOfWait = false
+  /// The device's state on its way to us or from us, until the front-end has asked how it went.
+  var stateTransfer: StateTransfer?
+  /// The state that the device came with, until it runs.
+  var loadedState: DeviceState?
+  /// How guests come in by postcopy; nil: not at all.
+  let postcopy: Postcopy?
+  /// The faults of a guest that is coming in, whether its memory comes with holes, and what is mapped and not yet known to it.
+  var faults: UserFaults?
+  var memoryIsMissing = false
+  var announcedMemory: MemoryTable?
   /// Goes out with the next answer.
   var answerDescriptor: OwnedFD?
   let rings: [Vring]
@@ -60,7 +70,7 @@ final class Session {
   /// `stop` is a descriptor whose readability ends the session.
   init(
     host: DeviceHost, stream: consuming UnixStream, stop: Int32, channel: BackendChannel,
-    desk: MissDesk, log: Logger, limiter: LogLimiter, offersStatus: Bool = false
+    desk: MissDesk, log: Logger, limiter: LogLimiter, offersStatus: Bool = false, postcopy: Postcopy? = nil
   ) {
     self.host = host
     self.stream = stream
@@ -70,8 +80,15 @@ final class Session {
     self.log = log
     self.limiter = limiter
     offered = host.device.features.union(Self.transportFeatures(of: host.device))
-    let usual = Self.protocolFeatures(of: host.device)
-    offeredProtocol = offersStatus ? usual.union(.status) : usual
+    self.postcopy = postcopy
+    var features = Self.protocolFeatures(of: host.device)
+    if offersStatus { features.insert(.status) }
+    if postcopy != nil {
+      // Postcopy and memory slots exclude each other (vhost-user, "Postcopy").
+      features.insert(.pageFault)
+      features.remove(.memorySlots)
+    }
+    offeredProtocol = features
     rings = (0..<host.queueLimit).map { _ in Vring() }
   }
 
@@ -80,6 +97,7 @@ final class Session {
   func run() -> SessionEnd {
     let end = serve()
     channel.set(nil)
+    abandonPostcopy()
     stopAll()
     for ring in rings { ring.reset() }
     return end
@@ -90,6 +108,7 @@ final class Session {
     _ = desk.takeAll()
     while true {
       awaitMessage()
+      takeIncomingState()
       var descriptors = DescriptorBag()
       do {
         guard
@@ -202,6 +221,11 @@ final class Session {
     case .removeMemoryRegion: removeRegion(&reader)
     case .setStatus: setStatus(reader.u64())
     case .getStatus: .answer(PayloadWriter.u64(UInt64(status)))
+    case .postcopyAdvise: postcopyAdvise()
+    case .postcopyListen: postcopyListen()
+    case .postcopyEnd: postcopyEnd()
+    case .setDeviceStateFD: setStateChannel(&reader, descriptors.takeFirst())
+    case .checkDeviceState: checkState()
     }
   }
 

@@ -40,7 +40,8 @@ final class Service {
       sandboxNeeds = Self.needs(options, device, shared)
       host = try DeviceHost(device: device, threads: shared.threads)
       server = try VhostUserServer(
-        host: host, endpoint: try Self.endpoint(options), log: log, offersStatus: options.vhostStatus)
+        host: host, endpoint: try Self.endpoint(options), log: log, offersStatus: options.vhostStatus,
+        postcopy: options.postcopy ? try Self.postcopy() : nil)
     } catch let error as HostError {
       throw Failure.run("\(error)")
     }
@@ -101,7 +102,17 @@ final class Service {
     needs.formUnion(shared.sandboxNeeds)
     if let path = options.socketPath { needs.removesIn.insert(SandboxNeeds.folder(of: path)) }
     needs.connects = options.connect != nil
+    if options.postcopy { needs.controls.formUnion(UserFaultSource.controls) }
     return needs
+  }
+
+  private static func postcopy() throws -> Postcopy {
+    do {
+      return try Postcopy(source: UserFaultSource())
+    } catch {
+      throw Failure.run(
+        "--postcopy: \(error): it needs /dev/userfaultfd, CAP_SYS_PTRACE or vm.unprivileged_userfaultfd=1")
+    }
   }
 
   private static func makeThreads(

@@ -63,6 +63,12 @@ struct ServiceOptions: ParsableArguments {
   @Flag(help: "Offer the device status (VHOST_USER_PROTOCOL_F_STATUS); QEMU 7.2 does without.")
   var vhostStatus = false
 
+  @Flag(
+    help:
+      "Let a guest move in before its memory has come (postcopy). Its front-end is trusted with this process then: see SECURITY.md."
+  )
+  var postcopy = false
+
   @Option(
     help: ArgumentHelp(
       "At SIGTERM, how long to wait for requests under way, in seconds. (default: 10)", valueName: "seconds"))

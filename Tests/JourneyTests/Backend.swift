@@ -16,7 +16,9 @@ final class Backend {
   let server: VhostUserServer
   private let folder: String
 
-  init(_ device: any VirtioDevice, threads count: Int = 1, policy: PollPolicy = .adaptive) throws {
+  init(
+    _ device: any VirtioDevice, threads count: Int = 1, policy: PollPolicy = .adaptive, postcopy: Bool = false
+  ) throws {
     folder = NSTemporaryDirectory() + "journey-" + UUID().uuidString.prefix(13)
     try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: true)
     socket = folder + "/s"
@@ -29,7 +31,9 @@ final class Backend {
     host = try DeviceHost(device: device, threads: threads)
     var log = Logger(label: "journey") { StreamLogHandler.standardError(label: $0) }
     log.logLevel = .critical
-    server = try VhostUserServer(host: host, endpoint: .listener(try UnixListener(path: socket)), log: log)
+    server = try VhostUserServer(
+      host: host, endpoint: .listener(try UnixListener(path: socket)), log: log,
+      postcopy: postcopy ? Postcopy(source: UserFaultSource()) : nil)
     for thread in threads { _ = try thread.start() }
     try server.start()
   }

@@ -6,3 +6,4 @@
 #include "clx_shared.h"
 #include "clx_system.h"
 #include "clx_uring.h"
+#include "clx_userfault.h"
