@@ -85,6 +85,26 @@ final class Machine {
     try guest.check("echo \(address(Slot.disk)) >/sys/bus/pci/drivers/virtio-pci/\(what)", within: 120)
   }
 
+  /// Takes the driver away while eight programs write, once requests complete, and brings it back. Cheaper than `startLoad`, for
+  /// many times.
+  func rebindDiskUnderLoad() throws {
+    try guest.check(
+      """
+      disk=$(basename /sys/bus/pci/devices/\(address(Slot.disk))/virtio*/block/*)
+      for i in 1 2 3 4 5 6 7 8; do
+        dd if=/dev/zero of=/dev/$disk bs=4k count=1000 seek=$((8192 + i * 1000)) oflag=direct conv=notrunc 2>/dev/null &
+      done
+      for i in $(seq 600); do
+        [ $(awk '{ print $5 }' /sys/block/$disk/stat) -gt 20 ] && break
+        [ $i = 600 ] && exit 1
+        sleep 0.05
+      done
+      echo \(address(Slot.disk)) >/sys/bus/pci/drivers/virtio-pci/unbind
+      wait
+      echo \(address(Slot.disk)) >/sys/bus/pci/drivers/virtio-pci/bind
+      """, within: 120)
+  }
+
   /// Writes without end to the upper half of the disk, from both processors; returns once requests complete.
   func startLoad() throws {
     let disk = try disk()
