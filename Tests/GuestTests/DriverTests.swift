@@ -10,7 +10,7 @@ extension InAGuest {
     @Test("LC03 The driver is unbound and bound under load, again and again, and the disk works in the end")
     func unbind() throws {
       let machine = try Machine.current()
-      for _ in 0..<Environment.rounds(20) { try machine.rebindDiskUnderLoad() }
+      for _ in 0..<Environment.rounds(12) { try machine.rebindDiskUnderLoad() }
       try machine.startLoad()
       try machine.unbindDisk()
       // Its requests now fail, so the load ends, and lets go of the old device.
