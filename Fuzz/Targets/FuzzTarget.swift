@@ -19,7 +19,7 @@ public struct FuzzTarget: Sendable {
 
   public static let all: [FuzzTarget] = [
     RingTarget.split, RingTarget.packed, RingTarget.inflight, BlockTarget.target, NetTarget.target,
-    SessionTarget.target, ConfigTarget.target,
+    SessionTarget.target, StateTarget.target, ConfigTarget.target,
   ]
 
   public static func named(_ name: String) -> FuzzTarget? { all.first { $0.name == name } }

@@ -19,7 +19,9 @@ extension Session {
       guard direction <= 1, phase == 0, let channel else {
         throw DeviceError.stateRefused("direction \(direction), phase \(phase)")
       }
-      guard !rings.contains(where: { $0.started || $0.awaits }) else { throw DeviceError.stateRefused("rings run") }
+      guard !rings.contains(where: { $0.started || $0.awaits }) else {
+        throw DeviceError.stateRefused("rings run")
+      }
       guard [.pipe, .socket].contains(try FileFacts(of: channel).kind) else {
         throw DeviceError.stateRefused("a channel that is no pipe and no socket")
       }
@@ -62,7 +64,9 @@ extension Session {
   func receiveState() {
     guard let transfer = stateTransfer, let bytes = transfer.receive() else { return }
     do {
-      guard !rings.contains(where: { $0.started || $0.awaits }) else { throw DeviceError.stateRefused("rings run") }
+      guard !rings.contains(where: { $0.started || $0.awaits }) else {
+        throw DeviceError.stateRefused("rings run")
+      }
       let state = try StateFormat.state(in: bytes, device: host.device.identity.id)
       try host.device.loadState(state)
       loadedState = state

@@ -12,7 +12,7 @@
 import DeviceKit
 
 /// Why bytes are no state of a device.
-enum StateFormatError: Error, Equatable {
+package enum StateFormatError: Error, Equatable {
   case tooShort(Int)
   case notOurs
   case otherVersion(UInt16)
@@ -22,14 +22,14 @@ enum StateFormatError: Error, Equatable {
   case badField(number: UInt16)
 }
 
-enum StateFormat {
+package enum StateFormat {
   private static let mark: UInt64 = 0x7461_7473_7773_6876
   private static let version: UInt16 = 1
   private static let headerBytes = 16
   /// No state is longer: a pipe takes so much in one piece.
-  static let limit = 4096
+  package static let limit = 4096
 
-  static func bytes(of state: DeviceState, device: UInt16) -> [UInt8] {
+  package static func bytes(of state: DeviceState, device: UInt16) -> [UInt8] {
     var fields = PayloadWriter()
     for (number, bytes) in state.fields.sorted(by: { $0.key < $1.key }) {
       fields.u16(number)
@@ -46,7 +46,7 @@ enum StateFormat {
     return writer.bytes
   }
 
-  static func state(in bytes: [UInt8], device: UInt16) throws(StateFormatError) -> DeviceState {
+  package static func state(in bytes: [UInt8], device: UInt16) throws(StateFormatError) -> DeviceState {
     guard bytes.count >= headerBytes + 4, bytes.count <= limit else { throw .tooShort(bytes.count) }
     var reader = PayloadReader(bytes)
     guard reader.u64() == mark else { throw .notOurs }
