@@ -105,8 +105,8 @@ package struct MessageRule {
     MessageRule(.getStatus, reply: .own, needs: .status),
     MessageRule(.postcopyAdvise, reply: .own, needs: .pageFault),
     // Answered in any case: QEMU asks without having negotiated to.
-    MessageRule(.postcopyListen, reply: .own, needs: .pageFault),
-    MessageRule(.postcopyEnd, reply: .own, needs: .pageFault),
+    MessageRule(.postcopyListen, reply: .ownOrRefusal, needs: .pageFault),
+    MessageRule(.postcopyEnd, reply: .ownOrRefusal, needs: .pageFault),
     MessageRule(.setDeviceStateFD, .exactly(8), .one, reply: .own, needs: .deviceState),
     MessageRule(.checkDeviceState, reply: .own, needs: .deviceState),
   ]

@@ -161,7 +161,7 @@ private struct MovingCards {
   func waitFlow() throws {
     let before = try cards[0].counter("frames")
     try cards[0].process.wait(until: "the flow goes on", within: 60) {
-      try cards[0].counter("frames") > before + 100
+      try cards[0].counter("frames") > before + 20
     }
   }
 }
