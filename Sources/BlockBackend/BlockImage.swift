@@ -52,7 +52,9 @@ public struct BlockImage: ~Copyable, Sendable {
   }
 
   /// The storage, for calls that are no request of the ring's; nil for a disk that keeps nothing.
-  var storage: BlockStorage? { raw.map { BlockStorage(raw: $0, isBlockDevice: isBlockDevice) } }
+  var storage: BlockStorage? {
+    raw.map { BlockStorage(raw: $0, isBlockDevice: isBlockDevice, deviceBlock: limits.deviceBlock) }
+  }
 
   /// Opens a raw image. Creates and changes nothing. `direct`: past the page cache (O_DIRECT).
   public init(path: String, readOnly: Bool, direct: Bool = false) throws(BlockImageError) {

@@ -70,11 +70,13 @@ enum BlockRanges {
 
 extension BlockStorage {
   /// Does all ranges, in order; the first failure ends it. 0 or a negated errno. Blocks while it works.
-  func apply(_ action: RangeAction, _ ranges: [BlockRange], durable: Bool) -> Int32 {
-    for range in ranges {
+  func apply(
+    _ action: RangeAction, _ ranges: [BlockRange], durable: Bool, limits: BlockLimits, bounce: BlockBounce
+  ) -> Int32 {
+    for range in ranges where range.count > 0 {
       let code =
         action == .discard
-        ? discard(range.offset, range.count) : zero(range.offset, range.count, mayUnmap: range.mayUnmap)
+        ? discard(range.offset, range.count) : zero(range, limits: limits, bounce: bounce)
       if code != 0 { return code }
     }
     return durable ? sync() : 0

@@ -26,6 +26,8 @@ public struct BlockLimits: Sendable, Equatable {
   public var physicalBlock: UInt32 = 512
   public var preferred: UInt32 = 512
   public var optimal: UInt32 = 0
+  /// A block device's logical block, however it is opened; 512 for a file.
+  public var deviceBlock: UInt32 = 512
   /// Whether blocks can be given back.
   public var discards = false
 }
@@ -34,19 +36,50 @@ public struct BlockLimits: Sendable, Equatable {
 struct BlockStorage: Sendable {
   let raw: Int32
   let isBlockDevice: Bool
+  /// The block device's own unit; 512 for a file.
+  let deviceBlock: UInt32
 
-  /// Gives blocks back to the file system or the device. Bytes; 0 or a negated errno.
+  /// Gives blocks back to the file system or the device; parts of a device's blocks stay as they are. Bytes; 0 or a negated
+  /// errno.
   func discard(_ offset: UInt64, _ count: UInt64) -> Int32 {
-    if isBlockDevice { return ioctl(clx_BLKDISCARD, offset, count) }
-    return allocate(CLX_FALLOC_PUNCH_HOLE, offset, count)
+    guard isBlockDevice else { return allocate(CLX_FALLOC_PUNCH_HOLE, offset, count) }
+    let whole = wholeBlocks(offset, count)
+    return whole.isEmpty ? 0 : ioctl(clx_BLKDISCARD, whole)
   }
 
-  /// Makes bytes read as zeros; where `mayUnmap`, by giving their blocks back.
-  func zero(_ offset: UInt64, _ count: UInt64, mayUnmap: Bool) -> Int32 {
-    if isBlockDevice { return ioctl(clx_BLKZEROOUT, offset, count) }
-    let mode = mayUnmap ? CLX_FALLOC_PUNCH_HOLE : CLX_FALLOC_ZERO_RANGE
-    let code = allocate(mode, offset, count)
-    return code == -EOPNOTSUPP ? writeZeros(offset, count) : code
+  /// Makes bytes read as zeros; where the range says so, by giving their blocks back.
+  func zero(_ range: BlockRange, limits: BlockLimits, bounce: BlockBounce) -> Int32 {
+    let end = range.offset + range.count
+    if isBlockDevice {
+      // The device zeroes whole blocks; what is left of others is written.
+      let whole = wholeBlocks(range.offset, range.count)
+      if whole.isEmpty { return bounce.zero(range.offset, range.count, storage: self, limits: limits) }
+      var code = ioctl(clx_BLKZEROOUT, whole)
+      if code == 0 {
+        code = bounce.zero(
+          range.offset, whole.lowerBound - range.offset, storage: self, limits: limits)
+      }
+      if code == 0 {
+        code = bounce.zero(whole.upperBound, end - whole.upperBound, storage: self, limits: limits)
+      }
+      return code
+    }
+    let mode = range.mayUnmap ? CLX_FALLOC_PUNCH_HOLE : CLX_FALLOC_ZERO_RANGE
+    // A part of a block that is being written as a whole would come back with it.
+    let isWhole = range.offset % UInt64(limits.logicalBlock) == 0 && end % UInt64(limits.logicalBlock) == 0
+    let code =
+      isWhole
+      ? allocate(mode, range.offset, range.count)
+      : bounce.alone { allocate(mode, range.offset, range.count) }
+    return code == -EOPNOTSUPP
+      ? bounce.zero(range.offset, range.count, storage: self, limits: limits) : code
+  }
+
+  /// The blocks of the device that lie wholly in a range, in bytes.
+  private func wholeBlocks(_ offset: UInt64, _ count: UInt64) -> Range<UInt64> {
+    let block = UInt64(deviceBlock)
+    let start = (offset + block - 1) / block * block
+    return start..<max(start, (offset + count) / block * block)
   }
 
   /// Makes everything written so far durable.
@@ -59,26 +92,10 @@ struct BlockStorage: Sendable {
     }
   }
 
-  private func ioctl(_ request: UInt, _ offset: UInt64, _ count: UInt64) -> Int32 {
-    var range: (UInt64, UInt64) = (offset, count)
+  private func ioctl(_ request: UInt, _ bytes: Range<UInt64>) -> Int32 {
+    var range: (UInt64, UInt64) = (bytes.lowerBound, bytes.upperBound - bytes.lowerBound)
     // SAFETY: both requests take two u64.
     return unsafe clx_ioctl_pointer(raw, request, &range) == 0 ? 0 : -errno
-  }
-
-  private func writeZeros(_ offset: UInt64, _ count: UInt64) -> Int32 {
-    let zeros = [UInt8](repeating: 0, count: Int(min(count, 1 << 20)))
-    var done: UInt64 = 0
-    while done < count {
-      // SAFETY: at most as many bytes as the array has.
-      let part = Int(min(UInt64(zeros.count), count - done))
-      let written = unsafe zeros.withUnsafeBytes {
-        unsafe pwrite(raw, $0.baseAddress, part, Int(offset + done))
-      }
-      if written < 0, errno == EINTR { continue }
-      if written <= 0 { return written < 0 ? -errno : -EIO }
-      done += UInt64(written)
-    }
-    return 0
   }
 }
 
@@ -105,6 +122,7 @@ struct BlockProbe {
       return unsafe clx_ioctl_pointer(raw, request, &value) == 0 && value > 0 ? value : nil
     }
     limits.logicalBlock = number(clx_BLKSSZGET) ?? 512
+    limits.deviceBlock = limits.logicalBlock
     limits.physicalBlock = number(clx_BLKPBSZGET) ?? limits.logicalBlock
     limits.preferred = number(clx_BLKIOMIN) ?? limits.physicalBlock
     limits.optimal = number(clx_BLKIOOPT) ?? 0

@@ -109,13 +109,11 @@ extension BlockWorker {
   ) {
     guard let storage = device.image.storage else { return }
     q.count(.bounced)
-    let vectors = BorrowedVectors(request.data)
-    let (kind, offset, bytes) = (request.kind, request.offset, request.left)
-    let (limits, durable, bounce) = (device.image.limits, device.mustBeDurable, device.bounce)
-    q.offload(head: head) {
-      bounce.move(
-        kind, vectors, offset: offset, bytes: bytes, storage: storage, limits: limits, durable: durable)
-    }
+    let (limits, bounce) = (device.image.limits, device.bounce)
+    let move = BounceRequest(
+      kind: request.kind, vectors: BorrowedVectors(request.data), offset: request.offset, bytes: request.left,
+      durable: device.mustBeDurable)
+    q.offload(head: head) { bounce.move(move, storage: storage, limits: limits) }
   }
 
   /// What the result of one operation means for its request.

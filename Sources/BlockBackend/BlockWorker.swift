@@ -205,9 +205,11 @@ import VirtQueue
       let head = chain.hold()
       // SAFETY: head < size.
       unsafe requests[Int(head)] = request
-      let durable = device.mustBeDurable
+      let (durable, bounce, limits) = (device.mustBeDurable, device.bounce, device.image.limits)
       if let map { for range in ranges { map.forget(range.offset, range.count) } }
-      q.offload(head: head, part: Part.ranges) { storage.apply(action, ranges, durable: durable) }
+      q.offload(head: head, part: Part.ranges) {
+        storage.apply(action, ranges, durable: durable, limits: limits, bounce: bounce)
+      }
     }
   }
 
