@@ -98,12 +98,12 @@ let package = Package(
 
     // Tests, one target a module, then journeys through several, the program, a guest, and the house rules.
     .target(
-      name: "TestSupport", dependencies: ["NetBackend", "HostIO", "CLinux", "VhostFrontend"],
+      name: "TestSupport", dependencies: ["NetBackend", "HostIO", "CLinux", "VhostFrontend", "MemoryTrap"],
       path: "Tests/Support/TestSupport", swiftSettings: relaxed),
     .target(name: "GuestHarness", path: "Tests/Support/GuestHarness", swiftSettings: relaxed),
     .target(name: "MemoryTrap", path: "Tests/Support/MemoryTrap"),
     .testTarget(
-      name: "VirtQueueTests", dependencies: ["VirtQueue", "VhostFrontend", "MemoryTrap", "TestSupport"],
+      name: "VirtQueueTests", dependencies: ["VirtQueue", "VhostFrontend", "TestSupport"],
       swiftSettings: relaxed),
     .testTarget(
       name: "HostIOTests", dependencies: ["HostIO", "CLinux", "TestSupport"], swiftSettings: relaxed),

@@ -40,7 +40,8 @@ private let arrows: [(folder: String, imports: Set<String>)] = [
   // What tests drive the program with, and the driver's side of them.
   ("Tests/Support/GuestHarness", ["Foundation", "Dispatch"]),
   (
-    "Tests/Support/TestSupport", ["NetBackend", "HostIO", "VhostFrontend", "CLinux", "Foundation", "Testing"]
+    "Tests/Support/TestSupport",
+    ["NetBackend", "HostIO", "VhostFrontend", "CLinux", "MemoryTrap", "Foundation", "Testing"]
   ),
 ]
 private let openToAll: Set<String> = ["Glibc", "Synchronization"]

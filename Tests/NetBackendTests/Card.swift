@@ -20,7 +20,7 @@ final class Card: CustomReflectable {
   let transmit: TinyQueue
   let control: TinyQueue
   let headerBytes: Int
-  private let thread: QueueThread
+  let thread: QueueThread
   private let controlIndex: Int
 
   init(

@@ -2,6 +2,7 @@
 // store of the code that ships, and from each of these states a new life. Whatever the moment, every chain comes back
 // once. With a store of the commit moved or left out there is a moment at which one does not.
 
+import TestSupport
 import Testing
 import VirtQueue
 

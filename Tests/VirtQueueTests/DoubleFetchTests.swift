@@ -1,6 +1,7 @@
 // Memory that is another the moment it was read: each word of a ring turns into ones right after the device's instruction
 // that read it. A device that looks at a word twice, to check it and then to use it, sees two values; here always.
 
+import TestSupport
 import Testing
 import VirtQueue
 

@@ -13,7 +13,7 @@ public struct SandboxAct: Sendable {
   /// Whether a result says that the act was refused, by whichever layer.
   public static func isRefusal(_ result: Int) -> Bool { result == -Int(EPERM) || result == -Int(EACCES) }
 
-  private init(_ name: String, _ attempt: @escaping @Sendable () -> Int) {
+  package init(_ name: String, _ attempt: @escaping @Sendable () -> Int) {
     self.name = name
     self.attempt = attempt
   }
