@@ -10,17 +10,35 @@ struct SelftestCommand: ParsableCommand {
     commandName: "selftest-sandbox",
     abstract: "Tries from a queue thread what the sandbox must refuse, and tells what came of it.",
     discussion: """
-      Starts a disk as `blk` would, without a front-end, closes the same sandbox around it, and has its queue thread try \
+      Starts a device as its command would, without a front-end, closes the same sandbox around it, and has its queue thread try \
       each act. Harmless where an act is not refused. Exit status 0: all were refused; 1: some were not.
 
         vhost-swiftd selftest-sandbox
-        vhost-swiftd selftest-sandbox --user nobody
+        vhost-swiftd selftest-sandbox --device net --user nobody
       """)
+
+  /// What it starts: each device leaves itself its own calls.
+  enum Device: String, ExpressibleByArgument, CaseIterable {
+    case blk, net, rng
+
+    /// The least that there can be of it.
+    var arguments: [String] {
+      switch self {
+      case .blk: ["blk", "--null-size=1M"]
+      case .net: ["net", "--backend=sink"]
+      case .rng: ["rng"]
+      }
+    }
+  }
+
+  @Option(
+    help: ArgumentHelp("Whose sandbox: each device leaves itself calls of its own.", valueName: "device"))
+  var device = Device.blk
 
   @OptionGroup(title: "Sandbox") var sandbox: SandboxOptions
 
   func run() throws {
-    let service = try Self.service()
+    let service = try service()
     defer { service.server.abandon() }
     var table = ActTable()
     guard let thread = service.threads.first else { return }
@@ -36,13 +54,13 @@ struct SelftestCommand: ParsableCommand {
     if !table.isClosed { throw Failure.run("the sandbox is not closed on this machine: see the table") }
   }
 
-  /// A disk on a socket that nobody connects to.
-  private static func service() throws -> Service {
+  /// The device, on a socket that nobody connects to.
+  private func service() throws -> Service {
     let path = "/tmp/vhost-swiftd-selftest-\(getpid()).sock"
     guard
-      let command = try Program.parseAsRoot(["blk", "--null-size=1M", "--socket-path=\(path)"])
+      let command = try Program.parseAsRoot(device.arguments + ["--socket-path=\(path)"])
         as? any ServiceCommand
-    else { throw Failure.run("no disk to test with") }
+    else { throw Failure.run("no device to test with") }
     return try command.makeService()
   }
 }

@@ -126,10 +126,44 @@ struct SandboxTests {
     try daemon.stop()
   }
 
-  @Test("selftest-sandbox is refused everything, and says so with status 0")
-  func selftest() throws {
+  @Test(
+    "A part of the sandbox that the kernel lacks is told in one line, once, and the rest is used",
+    .enabled(if: access("/usr/bin/strace", X_OK) == 0, "needs strace"),
+    arguments: [
+      ("landlock_create_ruleset:error=ENOSYS", "Landlock is not in this kernel, or off", "2"),
+      ("landlock_create_ruleset:error=EOPNOTSUPP", "Landlock is not in this kernel, or off", "2"),
+      (
+        "seccomp:error=EINVAL", "seccomp filters are not in this kernel: system calls are not restricted", "0"
+      ),
+      (
+        "seccomp:error=ENOSYS", "seccomp filters are not in this kernel: system calls are not restricted", "0"
+      ),
+    ])
+  func gaps(fault: String, told: String, filter: String) throws {
+    let daemon = try Daemon.disk(
+      prefix: [
+        "strace", "-D", "-f", "-o", "/dev/null", "-e", "trace=\(fault.prefix { $0 != ":" })", "-e",
+        "inject=\(fault)",
+      ])
+    for seed in 0..<2 as Range<UInt64> {
+      let driver = try daemon.connect()
+      try expectData(driver, seed: seed)
+      driver.disconnect()
+    }
+    for thread in try threads(of: daemon) {
+      #expect(thread["NoNewPrivs"] == "1" && thread["CapEff"] == Self.none && thread["Seccomp"] == filter)
+    }
+    let lines = daemon.log.split(separator: "\n")
+    #expect(lines.count == 1 && daemon.log.contains(told), "\(daemon.log)")
+    try daemon.stop()
+  }
+
+  @Test(
+    "selftest-sandbox is refused everything, and says so with status 0",
+    arguments: [[], ["--device", "net"], ["--device", "rng"]])
+  func selftest(device: [String]) throws {
     let folder = try TemporaryFolder()
-    let run = try Run(["selftest-sandbox"], in: folder)
+    let run = try Run(["selftest-sandbox"] + device, in: folder)
     #expect(run.exit == .status(0), "\(run.output)\(run.errors)")
     for act in [
       "open a file", "run a program", "a socket to the network", "trace a process", "another io_uring",
