@@ -76,6 +76,55 @@ struct EnduranceTests {
     try daemon.stop()
   }
 
+  @Test("RS08: memory, descriptors, threads and latency are late in a long run what they were early in it")
+  func soak() throws {
+    let folder = try TemporaryFolder()
+    let (blocks, bytes) = (64, 128 * Oracle.blockBytes)
+    try Data(count: bytes).write(to: URL(fileURLWithPath: folder.file("disk.img")))
+    let daemon = try Daemon.disk(
+      ["--threads", "2", "--direct"], image: folder.file("disk.img"), in: folder)
+    let driver = try daemon.connect {
+      $0.driver.queues = 2
+      $0.driver.queueSize = 64
+      $0.dataBytes = Oracle.blockBytes
+      $0.depth = 20
+    }
+    let oracle = Oracle(driver, blocks: blocks)
+    let facts = ProcessFacts(daemon.process)
+    let rounds = Environment.rounds(60)
+    var latencies: [Duration] = []
+    var early: (memory: Int, descriptors: Int, mappings: Int)?
+    for round in 0..<rounds {
+      try oracle.submit((0..<blocks).shuffled().prefix(40))
+      try oracle.wait(untilOutstanding: 0)
+      // The other half of the disk: what takes other ways than reads and writes of whole blocks.
+      let sector = UInt64(blocks * 8 + round % 64 * 8)
+      try driver.write(sector: sector + 1, [UInt8](repeating: 1, count: 512))
+      try driver.writeZeroes([DiskSegment(sector: sector, sectors: 8, flags: UInt32(round % 2))])
+      try driver.discard([DiskSegment(sector: sector, sectors: 8)])
+      #expect(try driver.perform(.read(sector: 1 << 50, bytes: 512)).status == DiskRequest.ioError)
+      try driver.flush()
+      if round % 8 == 0 {
+        try driver.device.reconnect(.connect(to: daemon.socket, waiting: .seconds(60), timeout: .seconds(60)))
+      }
+      let clock = ContinuousClock()
+      let times = try (0..<15).map { _ in try clock.measure { _ = try driver.read(sector: 0, bytes: 4096) } }
+      latencies.append(times.sorted()[7])
+      if early == nil, round >= rounds / 4 {
+        early = (facts.status("RssAnon") ?? 0, facts.openDescriptors, facts.mappings)
+      }
+    }
+    let start = try #require(early)
+    #expect((facts.status("RssAnon") ?? 0) - start.memory < 1024, "kilobytes")
+    #expect(facts.openDescriptors == start.descriptors && abs(facts.mappings - start.mappings) <= 4)
+    let quarter = latencies.count / 4
+    let (second, last) = (latencies[quarter..<2 * quarter].sorted(), latencies.suffix(quarter).sorted())
+    print("latency: \(second[quarter / 2]) early, \(last[quarter / 2]) late")
+    // A few rounds say nothing about drift: other tests run beside this one.
+    if rounds >= 1000 { #expect(last[quarter / 2] < second[quarter / 2] * 1.5 + .microseconds(100)) }
+    try daemon.stop()
+  }
+
   @Test("SP10 SP11 messages that bring descriptors, repeated on one connection, leave nothing behind")
   func messages() throws {
     let daemon = try Daemon.disk(["--num-queues", "1"])

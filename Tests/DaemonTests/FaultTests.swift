@@ -15,7 +15,7 @@ private func isInstalled(_ program: String) -> Bool {
 @Suite("Faults and limits")
 struct FaultTests {
   @Test(
-    "A write past RLIMIT_FSIZE is an I/O error of that request, and nothing more",
+    "FT06: a write past RLIMIT_FSIZE is an I/O error of that request, and nothing more",
     arguments: ["disk", "memory"])
   func fileSizeLimit(storage: String) throws {
     let folder = try TemporaryFolder()
@@ -44,7 +44,7 @@ struct FaultTests {
   }
 
   @Test(
-    "Without room for another descriptor, connections wait; nothing spins, nothing ends, and they are served later"
+    "FT07: without room for another descriptor, connections wait; nothing spins or ends, and they are served later"
   )
   func descriptorLimit() throws {
     let daemon = try Daemon.disk()
@@ -91,7 +91,7 @@ struct FaultTests {
   }
 
   @Test(
-    "Without io_uring the start fails in one line that says so, and leaves nothing",
+    "FT04: without io_uring the start fails in one line that says so, and leaves nothing",
     .enabled(if: isInstalled("strace"), "needs strace"), arguments: ["ENOSYS", "EPERM"])
   func withoutRings(error: String) throws {
     let place = try Untouched()
@@ -113,7 +113,8 @@ struct FaultTests {
       .max() ?? 0
   }
 
-  @Test("A front-end that sends nothing but refused messages brings ten lines a second to the log at most")
+  @Test(
+    "RS03: a front-end that sends nothing but refused messages brings ten lines a second to the log at most")
   func refusedMessages() throws {
     let daemon = try Daemon.disk(["--log-level", "trace"])
     let connection = try FrontendConnection.connect(to: daemon.socket)
@@ -131,7 +132,8 @@ struct FaultTests {
     #expect((1...10).contains(busiestSecond(daemon.log)), "\(daemon.log)")
   }
 
-  @Test("Front-ends that come back for one wrong message each bring ten lines a second to the log at most")
+  @Test(
+    "RS03: front-ends that come back for one wrong message each bring ten lines a second to the log at most")
   func droppedConnections() throws {
     let daemon = try Daemon.disk(["--log-level", "trace"])
     let end = ContinuousClock.now + .seconds(3)
@@ -149,7 +151,7 @@ struct FaultTests {
   }
 
   @Test(
-    "A ring that is broken over and over brings ten lines a second to the log at most, and is counted each time"
+    "RS03: a ring that is broken over and over brings ten lines a second to the log at most, and is counted each time"
   )
   func brokenRings() throws {
     let daemon = try Daemon.disk(["--log-level", "trace"])
@@ -172,7 +174,7 @@ struct FaultTests {
     #expect((1...10).contains(busiestSecond(lines)), "\(lines)")
   }
 
-  @Test("Requests that no device can serve are counted and not logged")
+  @Test("RS03: requests that no device can serve are counted exactly and not logged")
   func refusedRequests() throws {
     let daemon = try Daemon.disk(["--log-level", "trace"])
     let driver = try daemon.connect()

@@ -60,8 +60,17 @@ final class HeldDisk: Sendable {
   /// From now on keeps every read and write that touches these bytes, and flushes where asked to.
   func hold(_ bytes: Range<UInt64>, flushes: Bool = false) { server.hold(bytes, flushes: flushes) }
 
-  /// From now on every read and write that touches these bytes fails with EIO.
-  func fail(_ bytes: Range<UInt64>) { server.fail(bytes) }
+  /// From now on every read and write that touches these bytes fails, as long as there are any.
+  func fail(_ bytes: Range<UInt64>, with error: Int32 = EIO) { server.fail(bytes, with: error) }
+
+  /// The next reads and writes fail, so many of them, and succeed when they are tried again.
+  func falter(_ times: Int, with error: Int32) { server.falter(times, with: error) }
+
+  /// From now on no read or write moves more than so many bytes.
+  func shorten(to bytes: Int) { server.shorten(to: bytes) }
+
+  /// From now on each read and write is answered after a time of its own, up to this one.
+  func delay(upToMilliseconds most: Int) { server.delay(upToMilliseconds: most) }
 
   /// Answers what is kept, as done or as failed and not done, and goes on keeping what comes.
   func settle(doing: Bool) { server.settle(doing: doing) }
@@ -96,7 +105,11 @@ private final class Server: @unchecked Sendable {
   private var kept: [Request] = []
   private var region: Range<UInt64> = 0..<0
   private var keepsFlushes = false
-  private var broken: Range<UInt64> = 0..<0
+  private var broken: (bytes: Range<UInt64>, error: Int32) = (0..<0, EIO)
+  private var faltering: (times: Int, error: Int32) = (0, EIO)
+  private var longest = Int.max
+  private var slowest: Int?
+  private var isClosed = false
   private let uid = getuid()
   /// FOPEN_DIRECT_IO and FOPEN_PARALLEL_DIRECT_WRITES, or nothing.
   private let openFlags: UInt32
@@ -119,7 +132,13 @@ private final class Server: @unchecked Sendable {
     }
   }
 
-  func fail(_ bytes: Range<UInt64>) { condition.withLock { broken = bytes } }
+  func fail(_ bytes: Range<UInt64>, with error: Int32) { condition.withLock { broken = (bytes, error) } }
+
+  func falter(_ times: Int, with error: Int32) { condition.withLock { faltering = (times, error) } }
+
+  func shorten(to bytes: Int) { condition.withLock { longest = bytes } }
+
+  func delay(upToMilliseconds most: Int) { condition.withLock { slowest = most } }
 
   func release() {
     condition.withLock {
@@ -167,7 +186,11 @@ private final class Server: @unchecked Sendable {
         opcode: number(buffer, 4), unique: number(buffer, 8), body: Array(buffer[40..<count]))
       condition.withLock { handle(request) }
     }
-    close(device)
+    // Answers that are still to come have nobody to go to, and the number may soon be another file's.
+    condition.withLock {
+      isClosed = true
+      close(device)
+    }
   }
 
   private func handle(_ request: Request) {
@@ -181,8 +204,17 @@ private final class Server: @unchecked Sendable {
       let start: UInt64 = number(request.body, 8)
       let size: UInt32 = number(request.body, 16)
       let bytes = start..<start + UInt64(size)
-      if broken.overlaps(bytes) { return reply(request, error: EIO) }
-      if region.overlaps(bytes) { keep(request) } else { answer(request) }
+      if broken.bytes.overlaps(bytes) { return reply(request, error: broken.error) }
+      if faltering.times > 0 {
+        faltering.times -= 1
+        return reply(request, error: faltering.error)
+      }
+      if region.overlaps(bytes) { return keep(request) }
+      guard let most = slowest else { return answer(request) }
+      DispatchQueue.global().asyncAfter(deadline: .now() + .milliseconds(Int.random(in: 0...most))) {
+        [self] in
+        condition.withLock { answer(request) }
+      }
     case 20: if keepsFlushes { keep(request) } else { answer(request) }
     default: answer(request)
     }
@@ -200,11 +232,11 @@ private final class Server: @unchecked Sendable {
     case 14: reply(request, words(UInt64(1)) + words(openFlags, 0))
     case 15:
       let start = Int(clamping: number(request.body, 8) as UInt64)
-      let size = Int(number(request.body, 16) as UInt32)
+      let size = min(longest, Int(number(request.body, 16) as UInt32))
       reply(request, Array(content[min(start, content.count)..<min(start + size, content.count)]))
     case 16:
       let start = Int(clamping: number(request.body, 8) as UInt64)
-      let size = Int(number(request.body, 16) as UInt32)
+      let size = min(longest, Int(number(request.body, 16) as UInt32))
       guard start + size <= content.count else { return reply(request, error: ENOSPC) }
       content.replaceSubrange(start..<start + size, with: request.body[40..<40 + size])
       reply(request, words(UInt32(size), UInt32(0)))
@@ -227,6 +259,7 @@ private final class Server: @unchecked Sendable {
   }
 
   private func reply(_ request: Request, _ payload: [UInt8] = [], error: Int32 = 0) {
+    guard !isClosed else { return }
     let bytes =
       words(UInt32(16 + payload.count), UInt32(bitPattern: -error)) + words(request.unique) + payload
     _ = write(device, bytes, bytes.count)

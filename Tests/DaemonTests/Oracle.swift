@@ -16,6 +16,13 @@ final class Oracle {
   private var writes: UInt64 = 0
   private var underWay: [Place: Request] = [:]
   private(set) var completed = 0
+  /// Whether the storage may fail requests, each of which it then leaves undone; how many failed.
+  var toleratesErrors = false
+  private(set) var failed = 0
+  /// Requests that were answered after one that was submitted later on the same queue.
+  private(set) var overtaken = 0
+  private var submitted = 0
+  private var newest: [Int: Int] = [:]
 
   private struct Place: Hashable {
     let queue: Int
@@ -25,6 +32,9 @@ final class Oracle {
     let block: Int
     let isWrite: Bool
     let number: UInt64
+    /// What the block held before, and which one this is in the order of submission.
+    let previous: UInt64
+    let order: Int
   }
 
   init(_ driver: BlockDriver, blocks: Int) {
@@ -49,6 +59,8 @@ final class Oracle {
       let queue = index % driver.queues.count
       let isWrite = writing(block)
       let sector = UInt64(block * Self.blockBytes / 512)
+      let previous = expected[block]
+      submitted += 1
       if isWrite {
         writes += 1
         expected[block] = writes
@@ -57,7 +69,7 @@ final class Oracle {
         isWrite
           ? .write(sector: sector, Self.content(writes)) : .read(sector: sector, bytes: Self.blockBytes))
       underWay[Place(queue: queue, slot: slot)] = Request(
-        block: block, isWrite: isWrite, number: expected[block])
+        block: block, isWrite: isWrite, number: expected[block], previous: previous, order: submitted)
     }
   }
 
@@ -98,6 +110,13 @@ final class Oracle {
     let found = underWay.removeValue(forKey: place)
     let request = try #require(found, "an answer to nothing: \(place)")
     completed += 1
+    if request.order < newest[place.queue, default: 0] { overtaken += 1 }
+    newest[place.queue] = max(newest[place.queue, default: 0], request.order)
+    if toleratesErrors, result.status == DiskRequest.ioError {
+      failed += 1
+      if request.isWrite { expected[request.block] = request.previous }
+      return
+    }
     #expect(result.status == DiskRequest.ok && !result.overrun)
     if !request.isWrite {
       #expect(result.input == Self.content(request.number), "block \(request.block) reads as it was written")

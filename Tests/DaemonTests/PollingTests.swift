@@ -51,7 +51,7 @@ struct PollingTests {
   }
 
   @Test(
-    "With a front-end connected that asks for nothing, next to no processor time is used, after load as before",
+    "RS04: with a front-end connected that asks for nothing, next to no processor time is used, after load as before",
     arguments: ["interrupt", "adaptive"])
   func idle(mode: String) throws {
     let daemon = try Daemon.disk(["--poll", mode, "--threads", "2"])
@@ -63,6 +63,25 @@ struct PollingTests {
     #expect(before < 0.05 && after < 0.05, "\(before) and \(after) of a processor")
     // And it wakes up.
     try load(driver, rounds: 2)
+    try daemon.stop()
+  }
+
+  @Test(
+    "RS04: a ring without a kick descriptor is looked at a thousand times a second at most while it is idle")
+  func idleWithoutKick() throws {
+    let daemon = try Daemon.disk()
+    let driver = try daemon.connect { $0.driver.withoutKick = true }
+    try load(driver, rounds: 50)
+    let facts = ProcessFacts(daemon.process)
+    // Naps of 50 µs grow to 1 ms: they are as long as they get before the window begins.
+    let before = try daemon.counters().threads[0].sleeps
+    let clock = ContinuousClock()
+    var load = 0.0
+    let window = clock.measure { load = facts.load(over: 2000) } / .seconds(1)
+    let naps = Double(try daemon.counters().threads[0].sleeps - before)
+    #expect(naps > 10 && naps < 1200 * window + 100, "\(naps) naps in \(window) s")
+    #expect(load < 0.2, "\(load) of a processor")
+    try self.load(driver, rounds: 5)
     try daemon.stop()
   }
 
@@ -111,7 +130,7 @@ struct PollingTests {
     try daemon.stop()
   }
 
-  @Test("Nothing becomes executable after the start, and nothing is writable and executable")
+  @Test("RS09: nothing becomes executable after the start, and nothing is writable and executable")
   func executable() throws {
     let daemon = try Daemon.disk(["--watch-size"])
     let facts = ProcessFacts(daemon.process)

@@ -8,8 +8,10 @@ struct ProcessFacts {
   let pid: pid_t
   init(_ process: ChildProcess) { pid = process.pid }
 
-  private func text(_ name: String) -> String {
-    String(decoding: FileManager.default.contents(atPath: "/proc/\(pid)/\(name)") ?? Data(), as: UTF8.self)
+  /// A file of /proc, whole: it has no size, and Foundation's ways by path end with the kernel's first piece of it.
+  func text(_ name: String) -> String {
+    let file = try? FileHandle(forReadingFrom: URL(fileURLWithPath: "/proc/\(pid)/\(name)"))
+    return String(decoding: (try? file?.readToEnd()) ?? Data(), as: UTF8.self)
   }
 
   /// What its main thread is called: the program's name, of 15 bytes at most.

@@ -113,7 +113,8 @@ struct SocketTests {
   }
 
   @Test(
-    "The socket is its owner's alone, or has the mode and the group that were asked for, whatever the umask")
+    "RS11: the socket is its owner's alone, or has the mode and the group that were asked for, whatever the umask"
+  )
   func permissions() throws {
     let group = otherGroup()
     for (options, mode) in [
@@ -132,7 +133,7 @@ struct SocketTests {
     }
   }
 
-  @Test("A group by its name is the group's number")
+  @Test("RS11: a group by its name is the group's number")
   func groupName() throws {
     let entry = try #require(getgrgid(getegid()))
     let name = String(cString: entry.pointee.gr_name)
@@ -143,7 +144,7 @@ struct SocketTests {
   }
 
   @Test(
-    "A group that the program may not give is refused, and leaves nothing",
+    "RS11: a group that the program may not give is refused, and leaves nothing",
     .enabled(if: Ordinary.isPossible, "needs root, setpriv and a program that everybody may run"))
   func forbiddenGroup() throws {
     chmod(folder.path, 0o777)

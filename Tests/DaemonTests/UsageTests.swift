@@ -54,7 +54,7 @@ struct Untouched {
 @Suite("Wrong command lines")
 struct UsageTests {
   @Test(
-    "A wrong command line is told in one line that names it, with status 2, and touches nothing",
+    "RS10: a wrong command line is told in one line that names it, with status 2, and touches nothing",
     arguments: [
       // No device, no such device, too much.
       Mistake([], "blk", "rng"),
@@ -138,7 +138,7 @@ struct UsageTests {
     try place.expectSame()
   }
 
-  @Test("An argument that is not UTF-8 is refused: it would name another file than was meant")
+  @Test("RS10: an argument that is not UTF-8 is refused: it would name another file than was meant")
   func notText() throws {
     let place = try Untouched()
     // Bytes that no Swift string holds, put together by the shell.
@@ -149,13 +149,16 @@ struct UsageTests {
     try place.expectSame()
   }
 
-  @Test("Whatever is put together from options and junk ends with status 2 and one line")
+  @Test("RS10: whatever is put together from options and junk ends with status 2 and one line")
   func junk() throws {
     let names = [
       "--socket-path", "--fd", "--connect", "--socket-mode", "--socket-group", "--num-queues", "--threads",
       "--cpus", "--poll", "--drain-timeout", "--stats", "--log-level", "--blk-file", "--null-size",
       "--serial",
-      "--read-only", "--block-size", "--lock", "--lock-wait", "-", "--", "---", "-z=", "--=", "--é", "-1",
+      "--read-only", "--block-size", "--lock", "--lock-wait", "--iops", "--bandwidth-read", "--on-enospc",
+      "--tap",
+      "--tap-fd", "--mac", "--queue-pairs", "--mtu", "--backend", "--user", "--sandbox", "-", "--", "---",
+      "-z=", "--=", "--é", "-1",
       "=",
     ]
     let values = [
@@ -169,7 +172,7 @@ struct UsageTests {
       let place = try Untouched()
       // Two places to serve at, so that no combination is right; what breaks earlier breaks.
       var arguments = [
-        random.pick(["blk", "rng"]), "--socket-path", "{folder}/s", "--connect", "{folder}/c",
+        random.pick(["blk", "rng", "net"]), "--socket-path", "{folder}/s", "--connect", "{folder}/c",
       ]
       for _ in 0..<Int(random.next() % 8) {
         let name = random.pick(names)

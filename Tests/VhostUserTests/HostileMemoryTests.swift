@@ -88,7 +88,7 @@ struct HostileMemoryTests {
     try backend.servesOthersLater(front)
   }
 
-  @Test("a refused table leaves the one in use as it was (FT05)")
+  @Test("FT05: a refused table leaves the one in use as it was")
   func keepsTheOld() throws {
     let backend = try EchoBackend()
     let (front, arena, queue) = try backend.running()

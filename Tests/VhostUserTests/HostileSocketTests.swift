@@ -439,7 +439,7 @@ struct HostileSocketTests {
     try EchoBackend.echoes(arena, fresh)
   }
 
-  @Test("SP34 only eventfds are kicks, calls and error lines")
+  @Test("SP34 FT09 only eventfds are kicks, calls and error lines")
   func descriptorKinds() throws {
     let backend = try EchoBackend()
     let (front, arena, queue) = try backend.running()
