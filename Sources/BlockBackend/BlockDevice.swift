@@ -22,6 +22,8 @@ public final class BlockDevice: VirtioDevice {
     public var discard = true
     /// Where the storage is full: hold writes until there is room, instead of failing them.
     public var waitsForSpace = false
+    /// Hold the guest's memory in place for I/O past the page cache.
+    public var pinsMemory = false
     public var lock = ImageLockPolicy()
 
     public init(serial: String, queueLimit: Int = 64) {
@@ -38,6 +40,7 @@ public final class BlockDevice: VirtioDevice {
   let image: BlockImage
   let serial: [UInt8]
   let waitsForSpace: Bool
+  public let pinsMemory: Bool
   private let lockPolicy: ImageLockPolicy
   let bounce = BlockBounce()
   /// What the disk may move; `set` is for any thread, at any time.
@@ -58,6 +61,7 @@ public final class BlockDevice: VirtioDevice {
     blockSize = options.blockSize ?? image.limits.logicalBlock
     writeCache = options.writeCache
     waitsForSpace = options.waitsForSpace
+    pinsMemory = options.pinsMemory
     lockPolicy = options.lock
     serial = Array(options.serial.utf8.prefix(20))
     capacity = Atomic(image.byteCount / sectorBytes)

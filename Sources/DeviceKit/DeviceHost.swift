@@ -71,6 +71,9 @@ public final class DeviceHost: Sendable {
     let files: [FileSlot]
   }
   let places: [Place]
+  private let threads: [QueueThread]
+  /// The guest's memory as the threads' rings have it registered; nil: they do without.
+  private let registry: BufferRegistry?
   private let running = Mutex<Set<Int>>([])
 
   /// Spreads the device's queues over threads (at least one) that have not started yet, and registers the device's
@@ -81,8 +84,11 @@ public final class DeviceHost: Sendable {
     clx_shared_watch()
     let identity = device.identity
     counters = (0..<identity.queueLimit).map { _ in QueueCounters(deviceCounters: identity.counters) }
+    self.threads = threads
+    registry = device.pinsMemory ? try BufferRegistry() : nil
     var files: [[FileSlot]] = []
     for thread in threads {
+      if let registry { try thread.core.expectBuffers(of: registry) }
       var slots: [FileSlot] = []
       for descriptor in device.descriptors { slots.append(try thread.core.register(descriptor)) }
       files.append(slots)
@@ -196,6 +202,27 @@ public final class DeviceHost: Sendable {
   public func setError(_ index: Int, _ descriptor: Int32?) -> HostError? {
     onRunner(index) { runner in Self.caught { () throws(HostError) in try runner.line.setError(descriptor) } }
       ?? nil
+  }
+
+  /// Holds the memory of a map in place, for a device that asks for that, and lets go what was held before; nil: all of it.
+  /// Before queues move to the map. Nil where that worked; else requests go without.
+  public func pin(_ map: GuestMemoryMap?) -> HostError? {
+    guard let registry else { return nil }
+    var failure: HostError?
+    do {
+      try registry.set(
+        // SAFETY: only addresses are taken; the owners keep what lies there.
+        (map?.regions ?? []).map {
+          (start: unsafe UInt(bitPattern: $0.host), length: $0.size, owner: $0.owner)
+        })
+    } catch {
+      failure = error
+    }
+    let ranges = registry.ranges
+    for thread in threads {
+      if let error = thread.ask({ $0.takeBuffers(of: registry, ranges) }) { failure = error }
+    }
+    return failure
   }
 
   /// Moves running queues to a new memory map; returns those whose rings are not in it, which are broken.

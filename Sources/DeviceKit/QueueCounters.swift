@@ -21,12 +21,14 @@ import CLinux
     case faults
     /// Addresses that the front-end was to translate before a chain could be taken (IOMMU).
     case iotlbMisses
+    /// Operations on memory that is held in place (registered buffers).
+    case pinned
 
     public var name: String { String(describing: self) }
   }
 
   /// The place of the device's first own counter.
-  @inlinable public static var firstOwn: Int { Common.iotlbMisses.rawValue + 1 }
+  @inlinable public static var firstOwn: Int { Common.pinned.rawValue + 1 }
 
   public let names: [String]
   // SAFETY: `names.count` words, written by one thread and read by others through atomics only.

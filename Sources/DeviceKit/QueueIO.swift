@@ -120,6 +120,12 @@ import VirtQueue
     part: UInt8 = 0
   ) {
     outstanding &+= 1
+    if unsafe tools.pinned.pointee.count > 0,
+      unsafe moveFixed(
+        file, vectors, count, offset, writes: false, durable: false, token: stem.with(part: part, head: head))
+    {
+      return
+    }
     unsafe uring.pointee.readv(
       file, vectors, count: count, offset: offset, token: stem.with(part: part, head: head))
   }
@@ -132,9 +138,36 @@ import VirtQueue
     part: UInt8 = 0
   ) {
     outstanding &+= 1
+    if unsafe tools.pinned.pointee.count > 0,
+      unsafe moveFixed(
+        file, vectors, count, offset, writes: true, durable: durable, token: stem.with(part: part, head: head)
+      )
+    {
+      return
+    }
     unsafe uring.pointee.writev(
       file, vectors, count: count, offset: offset, durable: durable,
       token: stem.with(part: part, head: head))
+  }
+
+  /// The same with a registered buffer, where all the vectors lie in one. False: go the usual way.
+  @unsafe @usableFromInline @inline(never)
+  mutating func moveFixed(
+    _ file: FileSlot, _ vectors: UnsafePointer<iovec>, _ count: Int, _ offset: UInt64, writes: Bool,
+    durable: Bool, token: UInt64
+  ) -> Bool {
+    // SAFETY: `count` vectors, which are valid till completion; the view is the thread's own.
+    guard let slot = unsafe tools.pinned.pointee.slot(of: vectors, count) else { return false }
+    let one = count == 1
+    let operation: IOUring.Operation =
+      writes ? (one ? .writeFixed : .writevFixed) : (one ? .readFixed : .readvFixed)
+    unsafe uring.pointee.moveFixed(
+      operation, on: file, offset: offset,
+      address: one ? UInt(bitPattern: vectors[0].iov_base) : UInt(bitPattern: vectors),
+      length: UInt32(truncatingIfNeeded: one ? vectors[0].iov_len : count),
+      operationFlags: durable ? UInt32(CLX_RWF_DSYNC) : 0, buffer: slot, token: token)
+    counters.add(to: .pinned)
+    return true
   }
 
   /// Comes back each time the file becomes readable, with `more` set, until it is cancelled or the file fails: then once

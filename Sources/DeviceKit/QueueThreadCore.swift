@@ -14,6 +14,8 @@ import VirtQueue
   // SAFETY: the tools' ring, alive with them.
   private let uring: UnsafeMutablePointer<IOUring>
   private let policy: PollPolicy
+  /// For the adaptive policy.
+  private var spinTime: SpinTime
   /// No processors were chosen for the thread: it may go where its rings' memory is.
   private let followsMemory: Bool
   /// Runners by seat, and those among them that run, for the loop.
@@ -30,6 +32,7 @@ import VirtQueue
   private var lastIgnored: Int32?
   private(set) var reservedSeats = 0
   private var reservedFiles = 0
+  private var lentBuffers = false
 
   /// The file table: the mailbox, then a kick, a call and an error descriptor a seat, then the devices' own.
   static func kickSlot(_ seat: UInt16) -> FileSlot { FileSlot(1 + 3 * UInt32(seat)) }
@@ -41,6 +44,7 @@ import VirtQueue
 
   init(policy: PollPolicy, followsMemory: Bool, seats: Int, tools: ThreadTools) throws(HostError) {
     self.policy = policy
+    spinTime = if case .adaptive(let limit) = policy { SpinTime(limit: limit) } else { SpinTime(limit: 0) }
     self.followsMemory = followsMemory
     self.tools = tools
     unsafe uring = unsafe tools.uring
@@ -65,8 +69,14 @@ import VirtQueue
     return slot
   }
 
+  /// The thread's ring will be lent buffers of this registry; empty ones as yet, which shows whether the kernel can.
+  func expectBuffers(of registry: BufferRegistry) throws(HostError) {
+    try unsafe uring.pointee.takeBuffers(of: registry)
+    lentBuffers = true
+  }
+
   /// See `QueueThread.restrict`.
-  func restrict() throws(HostError) -> Bool { try unsafe uring.pointee.restrict() }
+  func restrict() throws(HostError) -> Bool { try unsafe uring.pointee.restrict(lentBuffers: lentBuffers) }
 
   // MARK: The loop
 
@@ -94,7 +104,7 @@ import VirtQueue
         spin = Spin()
         naps = 0
       } else if unsafe uring.pointee.peek() == nil, !keepSpinning(&spin) {
-        sleep(&naps)
+        sleep(&naps, since: spin.since)
         spin = Spin()
       }
     }
@@ -114,11 +124,11 @@ import VirtQueue
     switch policy {
     case .interrupt: return false
     case .busy: break
-    case .adaptive(let limit):
+    case .adaptive:
       if spin.looks & 31 == 0 {
         let now = Monotonic.now
         if spin.looks == 0 { spin.since = now }
-        if now &- spin.since > limit { return false }
+        if now &- spin.since >= spinTime.nanoseconds { return false }
       }
       spin.looks &+= 1
       if spin.looks == 0 { spin.looks = 32 }
@@ -127,10 +137,10 @@ import VirtQueue
     return true
   }
 
-  /// Asks every driver for kicks and waits; returns at once where work came in meanwhile.
-  private func sleep(_ naps: inout UInt64) {
-    var arrived = false
-    var polled = false
+  /// Asks every driver for kicks and waits; returns at once where work came in meanwhile. `since`: when the spin before it began;
+  /// 0: there was none.
+  private func sleep(_ naps: inout UInt64, since: UInt64) {
+    var (arrived, polled) = (false, false)
     for runner in active.lazy.map(\.runner) {
       if runner.park() { arrived = true }
       if runner.isEnabled, runner.wantsKicks, !runner.line.hasKick { polled = true }
@@ -142,6 +152,8 @@ import VirtQueue
       naps += 1
       unsafe uring.pointee.submitAndWait(nanoseconds: nap)
     }
+    // The end of a nap tells nothing of when work came.
+    if since > 0, arrived || !polled { spinTime.slept(Monotonic.now &- since) }
     for entry in active { entry.runner.unpark() }
   }
 
@@ -237,6 +249,21 @@ import VirtQueue
     else { return }
     // A node without processors: the thread stays where the kernel has it.
     Topology.runOn(node: node)
+  }
+
+  /// From now on operations may name what a registry has.
+  func takeBuffers(of registry: BufferRegistry, _ ranges: [PinnedRange]) -> HostError? {
+    // What was prepared names buffers by the numbers that they had.
+    for _ in 0..<1000 where unsafe uring.pointee.hasUnsubmitted { unsafe uring.pointee.submit() }
+    unsafe tools.pinned.pointee.set([])
+    do {
+      try unsafe uring.pointee.takeBuffers(of: registry)
+    } catch {
+      return error
+    }
+    unsafe tools.pinned.pointee.takesVectors = unsafe uring.pointee.supports(.readvFixed)
+    unsafe tools.pinned.pointee.set(ranges)
+    return nil
   }
 
   func runner(_ seat: UInt16) -> (any QueueRunning)? {

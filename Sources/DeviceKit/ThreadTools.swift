@@ -10,6 +10,8 @@ import HostIO
   @usableFromInline let uring: UnsafeMutablePointer<IOUring>
   /// A constant 1: what is written to a call descriptor.
   let one: UnsafeMutablePointer<UInt64>
+  /// The memory that operations may name as registered buffers.
+  @usableFromInline let pinned: UnsafeMutablePointer<PinnedView>
   let helper: Helper?
   let mailbox: Mailbox<@Sendable (QueueThreadCore) -> Void>
 
@@ -20,6 +22,8 @@ import HostIO
     unsafe uring.initialize(to: ring)
     unsafe one = .allocate(capacity: 1)
     unsafe one.initialize(to: 1)
+    unsafe pinned = .allocate(capacity: 1)
+    unsafe pinned.initialize(to: PinnedView())
     self.helper = helper
     self.mailbox = mailbox
   }
@@ -28,6 +32,8 @@ import HostIO
     unsafe uring.deinitialize(count: 1)
     unsafe uring.deallocate()
     unsafe one.deallocate()
+    unsafe pinned.pointee.set([])
+    unsafe pinned.deallocate()
   }
 
   /// Runs `work` on the helper (here, where the thread has none), and completes with what it returns.

@@ -46,6 +46,10 @@ public protocol VirtioDevice: AnyObject, Sendable {
   /// Whether workers call `QueueIO.offload`.
   var needsHelper: Bool { get }
 
+  /// Whether the guest's memory is to be held in place, so that I/O need not look its pages up. Balloons then take nothing
+  /// from the guest, and would leave it zeros.
+  var pinsMemory: Bool { get }
+
   /// System calls that the device makes while it serves, beside its queues' I/O through the ring.
   var sandboxNeeds: SandboxNeeds { get }
 
@@ -98,6 +102,7 @@ public protocol VirtioDevice: AnyObject, Sendable {
 extension VirtioDevice {
   public var descriptors: [Int32] { [] }
   public var needsHelper: Bool { false }
+  public var pinsMemory: Bool { false }
   public var sandboxNeeds: SandboxNeeds { SandboxNeeds() }
   public var supportsIOMMU: Bool { false }
   public func readConfig(_ out: inout ConfigWriter) {}

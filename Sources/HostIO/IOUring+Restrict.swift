@@ -8,15 +8,17 @@ extension IOUring {
   ///
   /// Every entry must use a registered file, even one that needs none: those name slot 0. That costs nothing, since all our
   /// I/O is on registered files anyway; it does not stop who can already make system calls from registering a descriptor,
-  /// but an entry forged in the queue's memory reaches no other.
-  public func restrict() throws(HostError) -> Bool {
+  /// but an entry forged in the queue's memory reaches no other. `lentBuffers`: operations on registered buffers too, and taking
+  /// others' references.
+  public func restrict(lentBuffers: Bool = false) throws(HostError) -> Bool {
     var list: [clx_uring_restriction] = []
     func allow(_ kind: Int, _ value: UInt8) {
       list.append(
         clx_uring_restriction(opcode: UInt16(kind), value: value, reserved: 0, reserved2: (0, 0, 0)))
     }
     allow(CLX_RESTRICTION_REGISTER_OP, UInt8(CLX_REGISTER_FILES_UPDATE))
-    for operation in Operation.allCases where supports(operation) {
+    if lentBuffers { allow(CLX_RESTRICTION_REGISTER_OP, UInt8(CLX_REGISTER_CLONE_BUFFERS)) }
+    for operation in Operation.allCases where supports(operation) && (lentBuffers || !operation.isFixed) {
       allow(CLX_RESTRICTION_SQE_OP, operation.rawValue)
     }
     allow(CLX_RESTRICTION_SQE_FLAGS_ALLOWED, UInt8(CLX_IOSQE_FIXED_FILE | CLX_IOSQE_CQE_SKIP_SUCCESS))

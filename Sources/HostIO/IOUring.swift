@@ -122,6 +122,8 @@ public struct FileSlot: Sendable, Equatable {
     case readv = 1
     case writev = 2
     case fsync = 3
+    case readFixed = 4
+    case writeFixed = 5
     case pollAdd = 6
     case pollRemove = 7
     case timeout = 11
@@ -129,5 +131,15 @@ public struct FileSlot: Sendable, Equatable {
     case fallocate = 17
     case read = 22
     case write = 23
+    case readvFixed = 60
+    case writevFixed = 61
+
+    /// Those on registered buffers: for rings that were lent some.
+    var isFixed: Bool {
+      switch self {
+      case .readFixed, .writeFixed, .readvFixed, .writevFixed: true
+      default: false
+      }
+    }
   }
 }

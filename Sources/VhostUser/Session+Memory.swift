@@ -63,6 +63,11 @@ extension Session {
     for index in running where !holds(rings[index], next) {
       return .refused("memory table: ring \(index) runs and is not in it")
     }
+    if let error = host.pin(next) {
+      limiter.warning(
+        "guest memory is not held in place, requests go without: \(error); the limit of locked memory (RLIMIT_MEMLOCK, "
+          + "ulimit -l, LimitMEMLOCK=) must be above the guest's memory")
+    }
     for index in host.move(running, to: next) {
       limiter.warning("ring \(index) is not in the new memory table")
     }

@@ -100,6 +100,7 @@ final class Session {
     abandonPostcopy()
     stopAll()
     for ring in rings { ring.reset() }
+    _ = host.pin(nil)
     return end
   }
 

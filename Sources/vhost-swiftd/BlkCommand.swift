@@ -46,6 +46,13 @@ struct BlkCommand: ServiceCommand {
   @Flag(help: "Go past the page cache (O_DIRECT); requests that do not fit its alignment are copied.")
   var direct = false
 
+  @Flag(
+    help: ArgumentHelp(
+      "Hold all of the guest's memory in place for --direct: requests cost less, large ones half. Not with a balloon, free page "
+        + "reporting or virtio-mem: what they take from the guest stays here, and the guest would read zeros. Linux 6.13."
+    ))
+  var pinGuestMemory = false
+
   @Option(
     help: ArgumentHelp(
       "The block size that the guest is told: 512 to 4096. Default: what the storage works in.",
@@ -92,6 +99,7 @@ struct BlkCommand: ServiceCommand {
     guard lockWait >= 0, lockWait <= 86_400 else {
       throw ValidationError("--lock-wait \(lockWait): expected 0 to 86400 seconds")
     }
+    if pinGuestMemory, !direct { throw ValidationError("--pin-guest-memory goes with --direct") }
     if direct, nullSize != nil { throw ValidationError("--direct goes with --blk-file") }
     if let blockSize, ![512, 1024, 2048, 4096].contains(blockSize) {
       throw ValidationError("--block-size \(blockSize): expected 512, 1024, 2048 or 4096")
@@ -112,6 +120,7 @@ struct BlkCommand: ServiceCommand {
     options.writeCache = writeCache == .on
     options.discard = discard == .on
     options.waitsForSpace = onEnospc == .wait
+    options.pinsMemory = pinGuestMemory
     let unit = UInt64(blockSize ?? image.limits.logicalBlock)
     guard image.byteCount % unit == 0 else {
       throw Failure.run("image of \(image.byteCount) bytes: expected a multiple of the block size, \(unit)")

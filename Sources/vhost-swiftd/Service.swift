@@ -59,6 +59,11 @@ final class Service {
   func open() throws(Failure) {
     try shared.open()
     server.open()
+    if host.device.pinsMemory {
+      log.warning(
+        "guest memory is held in place: a balloon, free page reporting or virtio-mem would leave the guest zeros"
+      )
+    }
     log.info("serving", metadata: ["queues": "\(host.queueLimit)", "threads": "\(threads.count)"])
   }
 

@@ -38,7 +38,8 @@ struct HelpTests {
       (
         "blk",
         [
-          "--blk-file", "--null-size", "--read-only", "--serial", "--direct", "--block-size", "--write-cache",
+          "--blk-file", "--null-size", "--read-only", "--serial", "--direct", "--pin-guest-memory",
+          "--block-size", "--write-cache",
           "--discard", "--on-enospc", "--lock", "--lock-wait", "--watch-size",
         ], "-machine memory-backend=mem \\"
       ),

@@ -12,6 +12,7 @@ enum {
   CLX_SETUP_CQSIZE = 1u << 3, CLX_SETUP_CLAMP = 1u << 4, CLX_SETUP_R_DISABLED = 1u << 6, CLX_SETUP_SUBMIT_ALL = 1u << 7,
   CLX_SETUP_COOP_TASKRUN = 1u << 8, CLX_SETUP_TASKRUN_FLAG = 1u << 9, CLX_SETUP_SINGLE_ISSUER = 1u << 12,
   CLX_SETUP_DEFER_TASKRUN = 1u << 13,
+  CLX_REGISTER_CLONE_BUFFERS = 30, CLX_CLONE_REPLACE = 1u << 1,
   CLX_REGISTER_FILES_UPDATE = 6, CLX_REGISTER_ENABLE_RINGS = 12, CLX_REGISTER_RESTRICTIONS = 11,
   CLX_RESTRICTION_REGISTER_OP = 0, CLX_RESTRICTION_SQE_OP = 1, CLX_RESTRICTION_SQE_FLAGS_ALLOWED = 2,
   CLX_RESTRICTION_SQE_FLAGS_REQUIRED = 3,
@@ -23,6 +24,11 @@ struct clx_uring_restriction {
   uint8_t value;
   uint8_t reserved;
   uint32_t reserved2[3];
+};
+
+/// References to another ring's buffers (linux/io_uring.h io_uring_clone_buffers).
+struct clx_uring_clone {
+  uint32_t source, flags, source_offset, offset, count, pad[3];
 };
 
 /// Fills a 64-byte submission entry (struct io_uring_sqe) whole: what the kernel has no use for is zero.
