@@ -79,7 +79,7 @@
 
   /// Notes that an address was heard from a port.
   @inline(__always)
-  mutating func learn(_ address: UInt64, network: UInt16, port: UInt16, now: UInt32) -> Learned {
+  func learn(_ address: UInt64, network: UInt16, port: UInt16, now: UInt32) -> Learned {
     let key = Self.key(address, network)
     let set = unsafe set(of: key)
     for way in 0..<Self.ways {
@@ -94,7 +94,7 @@
 
   /// A new address, or one that was somewhere else.
   @inline(never)
-  private mutating func enter(
+  private func enter(
     _ key: UInt64, in set: UnsafeMutablePointer<Entry>, port: UInt16, now: UInt32
   ) -> Learned {
     var known: Int?
@@ -121,7 +121,7 @@
     return .new
   }
 
-  private mutating func put(
+  private func put(
     _ key: UInt64, in set: UnsafeMutablePointer<Entry>, at way: Int, port: UInt16, now: UInt32, isFixed: Bool
   ) {
     // SAFETY: as in `enter`.
@@ -131,7 +131,7 @@
   }
 
   /// An address that is behind a port by the operator's word. False where its set is full of such.
-  mutating func fix(_ address: UInt64, network: UInt16, port: UInt16) -> Bool {
+  func fix(_ address: UInt64, network: UInt16, port: UInt16) -> Bool {
     let key = Self.key(address, network)
     let set = unsafe set(of: key)
     // SAFETY: way < ways.
@@ -141,7 +141,7 @@
   }
 
   /// Forgets what a port has taught: its guest is gone.
-  mutating func forget(port: UInt16) {
+  func forget(port: UInt16) {
     for index in 0..<setCount * Self.ways {
       // SAFETY: in bounds.
       guard unsafe entries[index].key != 0, unsafe entries[index].port == port, unsafe !entries[index].isFixed

@@ -29,18 +29,40 @@ struct Verdict {
   private let thread: QueueThread
   /// The uplink's place among the ports: behind those of the guests.
   let uplinkPort: Int?
-  private var table: ForwardingTable
-  private var ports: [PortState]
+  private let table: ForwardingTable
+  // SAFETY: `portCount` states, and 64 words of network numbers each: made in `init`, released in `deinit`; ports are below
+  // the count. Behind a pointer, since an array's element would be copied out, and what it refers to counted, each frame.
+  private let ports: UnsafeMutablePointer<PortState>
+  private let networks: UnsafeMutablePointer<UInt64>
+  private let portCount: Int
   private var seconds: UInt32 = 0
   private var now: UInt64 = 0
 
   /// A port as the switch sees it.
   private struct PortState {
-    let configuration: PortConfiguration
-    /// Networks by number, for trunks.
-    let allowed: NetworkSet
+    /// Tags are part of its frames.
+    let isTransparent: Bool
+    let isIsolated: Bool
+    /// The network of its frames without a tag; `PortState.none`: they are in none.
+    let native: UInt16
+    /// The only address that its frames may come from; 0: any.
+    let source: UInt64
     let floods: TokenBucket?
     var receiver: (QueueDoor<Frame>)?
+
+    static let none = UInt16.max
+
+    init(_ port: PortConfiguration) {
+      isTransparent = port.networks == .transparent
+      isIsolated = port.isIsolated
+      source = port.mac?.value ?? 0
+      floods = port.floods.map { TokenBucket($0) }
+      switch port.networks {
+      case .transparent: native = 0
+      case .access(let number): native = number
+      case .trunk(let number, _): native = number ?? Self.none
+      }
+    }
   }
 
   /// `thread` serves all ports; it has `configuration.seats` seats.
@@ -52,24 +74,49 @@ struct Verdict {
     if configuration.uplink != nil { shares.append(Self.addressLimit) }
     uplinkPort = configuration.uplink == nil ? nil : guests
     table = ForwardingTable(shares: shares, ageing: configuration.ageing)
-    ports = (configuration.ports + (configuration.uplink.map { [$0] } ?? [])).map { port in
-      PortState(
-        configuration: port, allowed: NetworkSet(port.networks), floods: port.floods.map { TokenBucket($0) })
-    }
-    for (index, port) in configuration.ports.enumerated() {
+    let all = configuration.ports + (configuration.uplink.map { [$0] } ?? [])
+    portCount = all.count
+    unsafe ports = .allocate(capacity: portCount)
+    unsafe networks = .allocate(capacity: portCount * Self.networkWords)
+    unsafe networks.initialize(repeating: 0, count: portCount * Self.networkWords)
+    for (index, port) in all.enumerated() {
+      // SAFETY: index < portCount.
+      unsafe (ports + index).initialize(to: PortState(port))
+      let members = port.networks.members
+      if case .trunk = port.networks { for number in members { allow(number, at: index) } }
       guard let mac = port.mac else { continue }
-      for network in NetworkSet(port.networks).members {
-        _ = table.fix(mac.value, network: network, port: UInt16(index))
-      }
+      for network in members { _ = table.fix(mac.value, network: network, port: UInt16(index)) }
     }
+  }
+
+  deinit {
+    unsafe ports.deinitialize(count: portCount)
+    unsafe ports.deallocate()
+    unsafe networks.deallocate()
+  }
+
+  // MARK: Networks of trunks
+
+  private static let networkWords = 64
+
+  private func allow(_ number: UInt16, at port: Int) {
+    // SAFETY (here and below): numbers are masked to 4096, ports are below the count.
+    unsafe networks[port &* Self.networkWords &+ Int(number & 0xfff) / 64] |= 1 << UInt64(number % 64)
+  }
+
+  /// Whether frames with the tag of this network may pass a port.
+  @inline(__always)
+  private func allows(_ number: UInt16, at port: Int) -> Bool {
+    unsafe networks[port &* Self.networkWords &+ Int(number & 0xfff) / 64] >> UInt64(number % 64) & 1 == 1
   }
 
   // MARK: Ports come and go
 
-  func attach(_ receiver: QueueDoor<Frame>, port: Int) { ports[port].receiver = receiver }
+  // SAFETY (here and below): ports are below the count: they are given out by it.
+  func attach(_ receiver: QueueDoor<Frame>, port: Int) { unsafe ports[port].receiver = receiver }
 
   /// No frame goes to the port from here on.
-  func detach(port: Int) { ports[port].receiver = nil }
+  func detach(port: Int) { unsafe ports[port].receiver = nil }
 
   /// The port's sender has stopped: what it taught is forgotten.
   func silence(port: Int) { table.forget(port: UInt16(port)) }
@@ -87,25 +134,19 @@ struct Verdict {
   /// none that the port may use. `strips`: the tag is no part of the frame.
   @inline(__always)
   func network(of port: Int, tag: UInt16?) -> (network: UInt16, strips: Bool)? {
-    switch ports[port].configuration.networks {
-    case .transparent: return (0, false)
-    case .access(let number): return tag ?? 0 == 0 ? (number, true) : nil
-    case .trunk(let native, _):
-      guard let tag, tag != 0 else { return native.map { ($0, true) } }
-      return ports[port].allowed.contains(tag) ? (tag, true) : nil
+    if unsafe ports[port].isTransparent { return (0, false) }
+    guard let tag, tag != 0 else {
+      let native = unsafe ports[port].native
+      return native == PortState.none ? nil : (native, true)
     }
+    return allows(tag, at: port) ? (tag, true) : nil
   }
 
   /// Whether a frame of this network carries a tag at a port; nil: the port is not in the network.
   @inline(__always)
   private func tags(_ network: UInt16, at port: Int) -> Bool? {
-    switch ports[port].configuration.networks {
-    case .transparent: return network == 0 ? false : nil
-    case .access(let number): return network == number ? false : nil
-    case .trunk(let native, _):
-      if network == native { return false }
-      return ports[port].allowed.contains(network) ? true : nil
-    }
+    if unsafe network == ports[port].native { return false }
+    return allows(network, at: port) ? true : nil
   }
 
   /// Says for a guest that it is behind this port now: with the broadcast that bridges know, in the network that the port's
@@ -140,8 +181,9 @@ struct Verdict {
     let source = frame.link.source
     // A group is nobody's source (IEEE 802.3 §3.2.3).
     guard source & 1 == 0, source != 0 else { return Verdict(counter: .malformed) }
-    if let mac = ports[port].configuration.mac {
-      guard source == mac.value else { return Verdict(counter: .spoofed) }
+    let own = unsafe ports[port].source
+    if own != 0 {
+      guard source == own else { return Verdict(counter: .spoofed) }
     } else {
       switch table.learn(source, network: frame.network, port: UInt16(truncatingIfNeeded: port), now: seconds)
       {
@@ -172,12 +214,12 @@ struct Verdict {
   /// Whether frames may go from one port to another at all.
   @inline(__always)
   private func isOpen(from: Int, to: Int) -> Bool {
-    !(ports[from].configuration.isIsolated && ports[to].configuration.isIsolated)
+    unsafe !(ports[from].isIsolated && ports[to].isIsolated)
   }
 
   private func flood(_ frame: borrowing Frame, from port: Int) -> PortCounter {
-    if let floods = ports[port].floods, !floods.take(1, at: now) { return .floodsRefused }
-    for target in ports.indices where target != port && isOpen(from: port, to: target) {
+    if let floods = unsafe ports[port].floods, !floods.take(1, at: now) { return .floodsRefused }
+    for target in 0..<portCount where target != port && isOpen(from: port, to: target) {
       give(frame, to: target)
     }
     return .floods
@@ -185,7 +227,7 @@ struct Verdict {
 
   @inline(__always)
   private func give(_ frame: borrowing Frame, to target: Int) {
-    guard let isTagged = tags(frame.network, at: target), let receiver = ports[target].receiver else {
+    guard let isTagged = tags(frame.network, at: target), let receiver = unsafe ports[target].receiver else {
       return
     }
     if isTagged {
@@ -201,24 +243,13 @@ struct Verdict {
   func addressCount(port: Int) -> Int { table.count(port: UInt16(port)) }
 }
 
-/// Numbers of networks, as bits.
-struct NetworkSet {
-  private var words = [UInt64](repeating: 0, count: 64)
-  /// What a port is in; the transparent network is 0.
-  let members: [UInt16]
-
-  init(_ networks: PortNetworks) {
-    switch networks {
-    case .transparent: members = [0]
-    case .access(let number): members = [number]
-    case .trunk(let native, let allowed):
-      members = allowed.union(native.map { [$0] } ?? []).sorted()
+extension PortNetworks {
+  /// The networks that a port is in; the transparent one is 0.
+  fileprivate var members: [UInt16] {
+    switch self {
+    case .transparent: [0]
+    case .access(let number): [number]
+    case .trunk(let native, let allowed): allowed.union(native.map { [$0] } ?? []).sorted()
     }
-    for number in members { words[Int(number & 0xfff) / 64] |= 1 << UInt64(number % 64) }
-  }
-
-  @inline(__always)
-  func contains(_ number: UInt16) -> Bool {
-    words[Int(number & 0xfff) / 64] >> UInt64(number % 64) & 1 == 1
   }
 }
