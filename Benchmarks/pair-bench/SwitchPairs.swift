@@ -1,6 +1,6 @@
 // Guest to guest: frames through `vhost-swiftd switch`, and through two `vhost-swiftd net`, two taps and the kernel's bridge, in
-// turn. One client drives both ends and polls; servers have a processor of their own, the same for both ways. As root: the taps
-// are in a network namespace of their own.
+// turn. One client drives both ends and polls; servers have a processor of their own, the same for both ways. Each way has as many
+// frames under way as suits it best. As root: the taps are in a network namespace of their own.
 
 import Foundation
 import GuestHarness
@@ -39,14 +39,21 @@ final class Way {
   private let folder: TemporaryFolder
   private let sender: Card
   private let receiver: Card
+  /// Frames under way at most: what the queues between the two ends hold, so that none is sent in vain. Without such a bound a
+  /// bridge's receiver starves beside the sender.
+  private let window: Int
 
   private init(
-    _ namespace: NetworkNamespace, _ commands: [[String]], in folder: TemporaryFolder, ends: [String]
+    _ namespace: NetworkNamespace, _ commands: [[String]], in folder: TemporaryFolder, ends: [String],
+    window: Int
   ) throws {
     self.folder = folder
+    self.window = window
     servers = try commands.map { words in
       try namespace.start(
-        "taskset", ["-c", "0", try Environment.program("vhost-swiftd")] + words + ["--cpus", "0"])
+        "taskset",
+        ["-c", "0", try Environment.program("vhost-swiftd")] + words
+          + ["--cpus", "0"])
     }
     sender = try Card(ends[0], number: 1)
     receiver = try Card(ends[1], number: 2)
@@ -69,7 +76,7 @@ final class Way {
     let folder = try TemporaryFolder()
     let ends = [folder.file("a"), folder.file("b")]
     return try Way(
-      namespace, [["switch", "--port", ends[0], "--port", ends[1]]], in: folder, ends: ends)
+      namespace, [["switch", "--port", ends[0], "--port", ends[1]]], in: folder, ends: ends, window: 192)
   }
 
   static func bridged(_ namespace: NetworkNamespace) throws -> Way {
@@ -83,10 +90,11 @@ final class Way {
       """)
     return try Way(
       namespace,
-      (0..<2).map { ["net", "--socket-path", ends[$0], "--tap", "end\($0)"] }, in: folder, ends: ends)
+      (0..<2).map { ["net", "--socket-path", ends[$0], "--tap", "end\($0)"] }, in: folder, ends: ends,
+      window: 768)
   }
 
-  /// Sends as fast as frames are taken; what came through each second, and what each cost the servers, in nanoseconds.
+  /// Sends as fast as frames come through; what came through each second, and what each cost the servers, in nanoseconds.
   func run(bytes: Int, milliseconds: Int) throws -> (rate: Double, cost: Double) {
     for server in servers { server.signal(SIGCONT) }
     defer { for server in servers { server.signal(SIGSTOP) } }
@@ -104,14 +112,20 @@ final class Way {
 
   private func turns(nanoseconds: UInt64) -> (frames: Int, nanoseconds: UInt64) {
     let start = DispatchTime.now().uptimeNanoseconds
-    var frames = 0
+    var (sent, frames) = (0, 0)
+    var lastProgress = start
     while true {
+      var came = 0
       for _ in 0..<16 {
-        sender.fill()
-        frames += receiver.take()
+        sent += sender.fill(window - (sent - frames - came))
+        came += receiver.take()
       }
-      let spent = DispatchTime.now().uptimeNanoseconds - start
-      if spent >= nanoseconds { return (frames, spent) }
+      frames += came
+      let now = DispatchTime.now().uptimeNanoseconds
+      if came > 0 { lastProgress = now }
+      // What has not come by now was lost on the way.
+      if now - lastProgress > 20_000_000 { (sent, lastProgress) = (frames, now) }
+      if now - start >= nanoseconds { return (frames, now - start) }
     }
   }
 
@@ -182,13 +196,14 @@ final class Card {
     _ = try driver.queues[1].wait()
   }
 
-  /// Takes back what was sent, and sends as many as there is room for.
-  func fill() {
+  /// Takes back what was sent, and sends up to so many; how many there was room for.
+  func fill(_ most: Int) -> Int {
     let queue = driver.queues[1]
     while queue.ring.poll() != nil {}
-    var any = false
-    while queue.ring.freeDescriptors > 0, queue.ring.add(frame) != nil { any = true }
-    if any { queue.publish() }
+    var count = 0
+    while count < most, queue.ring.freeDescriptors > 0, queue.ring.add(frame) != nil { count += 1 }
+    if count > 0 { queue.publish() }
+    return count
   }
 
   /// Takes what came, and posts the buffers again; how many frames that were.

@@ -47,6 +47,20 @@ struct HotLoopTests {
     }
   }
 
+  @Test("A switch's workers are compiled for each kind of ring, and a frame pays for one call of a door")
+  func switched() throws {
+    let program = try Environment.program("vhost-swiftd")
+    for words in [["SwitchBackend10SendWorkerV7service"], ["4hand", "13SwitchBackend07Receive"]] {
+      let found = try Built.functions(of: program, holding: words + ["Tg5"])
+      #expect(found.count == 2, "\(words) is not compiled for both rings: \(found.map(\.name))")
+      for function in found { #expect(Self.costlyCalls(in: function.code) == [], "\(function.name)") }
+    }
+    let forward = try #require(
+      try Built.functions(of: program, holding: ["SwitchBackend0A0C7forward"]).first)
+    // The door, and what holds on to it meanwhile.
+    #expect(Self.costlyCalls(in: forward.code).count <= 3, "\(Self.costlyCalls(in: forward.code))")
+  }
+
   @Test("The rule sees what it forbids")
   func sees() {
     let code: [Substring] = [
