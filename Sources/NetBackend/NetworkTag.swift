@@ -15,11 +15,13 @@ public struct NetworkTag: Sendable, Equatable {
     self.number = UInt16(number)
   }
 
-  static let byteCount = 4
-  /// As on the wire, the first byte lowest: of a tag, of a provider's tag, of the one that came before that.
-  static let type: UInt16 = 0x0081
-  private static let types: [UInt16] = [type, 0xa888, 0x0091]
-  static func isTag(_ type: UInt16) -> Bool { types.contains(type) }
+  @inlinable package static var byteCount: Int { 4 }
+  /// As on the wire, the first byte lowest.
+  @inlinable package static var type: UInt16 { 0x0081 }
+  /// Whether it is the type of a tag, of a provider's tag, or of the one that came before that.
+  @inlinable package static func isTag(_ type: UInt16) -> Bool {
+    type == Self.type || type == 0xa888 || type == 0x0091
+  }
 
   /// The tag's four bytes.
   var bytes: [UInt8] { [0x81, 0, UInt8(number >> 8), UInt8(truncatingIfNeeded: number)] }
@@ -57,7 +59,7 @@ public struct NetworkTag: Sendable, Equatable {
 
 extension NetHeader {
   /// The frame has become longer by so many bytes before what the fields point at. False where they cannot say so.
-  mutating func grow(by bytes: Int) -> Bool {
+  package mutating func grow(by bytes: Int) -> Bool {
     let count = UInt16(bytes)
     if flags.contains(.needsChecksum) {
       guard checksumStart <= .max - count else { return false }
@@ -68,7 +70,7 @@ extension NetHeader {
   }
 
   /// The frame has become shorter. False where the checksum is one over what was taken out.
-  mutating func shrink(by bytes: Int) -> Bool {
+  package mutating func shrink(by bytes: Int) -> Bool {
     let count = UInt16(bytes)
     if flags.contains(.needsChecksum) {
       guard Int(checksumStart) >= EthernetFrame.headerBytes + bytes else { return false }
@@ -79,7 +81,7 @@ extension NetHeader {
   }
 
   /// The first eight bytes, as `init(low:high:)` reads them.
-  var low: UInt64 {
+  @inlinable package var low: UInt64 {
     UInt64(flags.rawValue) | UInt64(segmentationType) << 8 | UInt64(headerLength) << 16
       | UInt64(segmentSize) << 32 | UInt64(checksumStart) << 48
   }

@@ -18,14 +18,6 @@ struct LinkHeader {
   static let byteCount = 14
 }
 
-/// The tag of IEEE 802.1Q.
-enum VLANTag {
-  static let byteCount = 4
-  /// 0x8100, as on the wire.
-  static let type: UInt16 = 0x0081
-  static func network(_ control: UInt16) -> UInt16 { control & 0xfff }
-}
-
 @safe struct Frame {
   // SAFETY: `count` segments of the sender's chain, which is out for as long as the frame is on its way; the memory map it
   // was read under stays with it.

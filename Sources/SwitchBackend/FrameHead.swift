@@ -24,10 +24,7 @@ import NetBackend
   ) -> Int {
     var at = layout.byteCount
     // SAFETY (all of the body): at most 20 and 18 bytes, of the 64 there are; those past the fields stay zero.
-    let low =
-      UInt64(header.flags.rawValue) | UInt64(header.segmentationType) << 8 | UInt64(header.headerLength) << 16
-      | UInt64(header.segmentSize) << 32 | UInt64(header.checksumStart) << 48
-    unsafe bytes.storeBytes(of: low.littleEndian, as: UInt64.self)
+    unsafe bytes.storeBytes(of: header.low.littleEndian, as: UInt64.self)
     unsafe bytes.storeBytes(of: header.checksumOffset.littleEndian, toByteOffset: 8, as: UInt16.self)
     if layout.countsBuffers {
       let count = UInt16(truncatingIfNeeded: buffers)
@@ -38,9 +35,9 @@ import NetBackend
     at &+= 12
     if frame.isTagged {
       let control = frame.priority | frame.network
-      unsafe bytes.storeBytes(of: VLANTag.type.littleEndian, toByteOffset: at, as: UInt16.self)
+      unsafe bytes.storeBytes(of: NetworkTag.type.littleEndian, toByteOffset: at, as: UInt16.self)
       unsafe bytes.storeBytes(of: control.bigEndian, toByteOffset: at &+ 2, as: UInt16.self)
-      at &+= VLANTag.byteCount
+      at &+= NetworkTag.byteCount
     }
     unsafe bytes.storeBytes(of: frame.link.type.littleEndian, toByteOffset: at, as: UInt16.self)
     return at &+ 2

@@ -21,7 +21,7 @@ struct FrameIntake {
   /// How much of so many bytes the head is: up to the type behind a tag.
   @inline(__always)
   func headBytes(of bytes: Int) -> Int {
-    min(bytes, headerBytes &+ LinkHeader.byteCount &+ VLANTag.byteCount)
+    min(bytes, headerBytes &+ LinkHeader.byteCount &+ NetworkTag.byteCount)
   }
 
   /// Makes a frame of `bytes` bytes in `count` segments, and gives it to the switch.
@@ -49,19 +49,21 @@ struct FrameIntake {
     unsafe link.type = Self.load(head, headerBytes &+ 12, UInt16.self)
     var control: UInt16 = 0
     var tag: UInt16?
-    if link.type == VLANTag.type, frameBytes >= LinkHeader.byteCount + VLANTag.byteCount {
+    if link.type == NetworkTag.type, frameBytes >= LinkHeader.byteCount + NetworkTag.byteCount {
       control = unsafe Self.load(head, headerBytes &+ 14, UInt16.self).byteSwapped
-      tag = VLANTag.network(control)
+      tag = control & 0xfff
     }
     guard let (network, strips) = hub.network(of: port, tag: tag) else {
       return Verdict(counter: .wrongNetwork)
     }
     var start = LinkHeader.byteCount
     if strips, tag != nil {
-      guard header.retreat(by: VLANTag.byteCount) else { return Verdict(counter: .badHeader) }
+      guard header.shrink(by: NetworkTag.byteCount) else { return Verdict(counter: .badHeader) }
       unsafe link.type = Self.load(head, headerBytes &+ 16, UInt16.self)
-      start &+= VLANTag.byteCount
+      start &+= NetworkTag.byteCount
     }
+    // A second tag would be the first one where the frame leaves a trunk without one: a way into another network.
+    if strips, NetworkTag.isTag(link.type) { return Verdict(counter: .wrongNetwork) }
     let frame = unsafe Frame(
       segments: segments, count: count, payloadStart: headerBytes &+ start, payload: frameBytes &- start,
       link: link, header: header, network: network, priority: strips ? control & 0xf000 : 0)
@@ -74,25 +76,5 @@ struct FrameIntake {
   ) -> T {
     // SAFETY: as in `admit`.
     unsafe T(littleEndian: head.loadUnaligned(fromByteOffset: offset, as: T.self))
-  }
-}
-
-extension NetHeader {
-  /// The frame has become shorter by a tag before what the fields point at. False where they point into the tag.
-  mutating func retreat(by bytes: Int) -> Bool {
-    let count = UInt16(bytes)
-    if flags.contains(.needsChecksum) {
-      guard checksumStart >= UInt16(LinkHeader.byteCount) + count else { return false }
-      checksumStart -= count
-    }
-    headerLength = headerLength > count ? headerLength - count : 0
-    return true
-  }
-
-  /// The frame has become longer by a tag.
-  mutating func advance(by bytes: Int) {
-    let count = UInt16(bytes)
-    if flags.contains(.needsChecksum) { checksumStart = checksumStart &+ count }
-    if headerLength > 0 { headerLength = headerLength &+ count }
   }
 }

@@ -70,8 +70,10 @@ struct ReceiveTerms {
       return
     }
     var header = frame.header
-    let linkBytes = LinkHeader.byteCount &+ (frame.isTagged ? VLANTag.byteCount : 0)
-    if frame.isTagged { header.advance(by: VLANTag.byteCount) }
+    let linkBytes = LinkHeader.byteCount &+ (frame.isTagged ? NetworkTag.byteCount : 0)
+    guard !frame.isTagged || header.grow(by: NetworkTag.byteCount) else {
+      return q.count(PortCounter.unresolvable)
+    }
     let total = headerBytes &+ linkBytes &+ frame.payload
     guard collect(total, &q) else { return }
     let makes = header.flags.contains(.needsChecksum) && !terms.partialChecksums
@@ -150,7 +152,7 @@ struct ReceiveTerms {
       return
     }
     q.count(PortCounter.framesCut)
-    let tagBytes = frame.isTagged ? VLANTag.byteCount : 0
+    let tagBytes = frame.isTagged ? NetworkTag.byteCount : 0
     for index in 0..<plan.count {
       let part = plan.part(index)
       let packetBytes = LinkHeader.byteCount &+ tagBytes &+ plan.headerBytes &+ part.count

@@ -53,7 +53,7 @@ import NetBackend
     let copied = copyHeaders(frame)
     var type = frame.link.type
     var network = 0
-    if type == VLANTag.type {
+    if type == NetworkTag.type {
       guard copied >= 4 else { return nil }
       type = word(2).bigEndian
       network = 4

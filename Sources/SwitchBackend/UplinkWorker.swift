@@ -106,7 +106,9 @@ import VirtQueue
 
   mutating func handed<R: VirtRing & ~Copyable>(_ frame: borrowing Frame, _ q: inout QueueIO<R>) {
     var header = frame.header
-    if frame.isTagged { header.advance(by: VLANTag.byteCount) }
+    guard !frame.isTagged || header.grow(by: NetworkTag.byteCount) else {
+      return q.count(PortCounter.unresolvable)
+    }
     let headBytes = head.write(header, frame, layout: layout, buffers: 0)
     unsafe vectors[0] = iovec(iov_base: head.bytes, iov_len: headBytes)
     var count = gather(frame)

@@ -27,7 +27,7 @@ struct SwitchCommand: ServiceGroup {
           mac=ADDRESS  the card's address; frames from another are dropped
           flood=RATE   frames a second that may go to several ports
         Ports without vlan and trunk are a network of their own; tags in it are
-        left as they are.
+        left as they are. At the others a frame has one tag at most.
 
       THE UPLINK
         NAME[,vlan=N][,trunk=N+N...][,isolated][,flood=RATE]

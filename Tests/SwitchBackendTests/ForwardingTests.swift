@@ -137,6 +137,14 @@ struct ForwardingTests {
     // A tag without a number is a priority.
     try guests[0].send(frame(to: guests[3].mac, from: guests[0].mac, 100, tag: 0xa000))
     #expect(try guests[3].next().frame.count == 96)
+    // Nor is there a way into another network behind a tag of one's own: it would leave the native trunk as network 30's.
+    let inner = frame(to: broadcast, from: guests[0].mac, 100, tag: 30)
+    try guests[0].send(Array(inner[..<12]) + [0x81, 0, 0, 0] + Array(inner[12...]))
+    try guests[2].send(Array(inner[..<12]) + [0x81, 0, 0, 10] + Array(inner[12...]))
+    for type: [UInt8] in [[0x88, 0xa8], [0x91, 0]] {
+      try guests[0].send(Array(inner[..<12]) + type + Array(inner[14...]))
+    }
+    #expect(network.counter("wrongNetwork", port: 2) == 3 && network.counter("wrongNetwork", port: 0) == 4)
     // The transparent port's tags are part of its frames.
     try guests[4].send(frame(to: broadcast, from: guests[4].mac, 100, tag: 10))
     // It was heard in network 30, not in 10: the trunk that is in 10 got a copy. The transparent port's reached nobody.

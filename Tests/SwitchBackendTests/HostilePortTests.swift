@@ -62,7 +62,8 @@ struct HostilePortTests {
     #expect(try e.arena.damagedGuards() == [])
   }
 
-  @Test("Chains that are no frame are dropped and counted, and the port goes on")
+  @Test(
+    "NT01 NT03 NT04 NT05 NT07 NT16 chains that are no frame are dropped and counted, and the port goes on")
   func malformed() throws {
     let network = try TestSwitch(ports: 2)
     let a = try network.guest(0)

@@ -162,7 +162,7 @@ struct UplinkTests {
     #expect(network.counter("framesCut", port: 1) == 1 && network.counter("framesCut", port: 0) == 0)
   }
 
-  @Test("An uplink that is down loses frames, which are counted; guests go on, and so does it")
+  @Test("NT13 an uplink that is down loses frames, which are counted; guests go on, and so does it")
   func down() throws {
     let network = try network()
     let a = try network.guest(0)
@@ -182,7 +182,8 @@ struct UplinkTests {
     _ = try a.next()
   }
 
-  @Test("A flood from outside to a guest without buffers is that guest's loss: others hear and are heard")
+  @Test(
+    "NT15 a flood from outside to a guest without buffers is that guest's loss: others hear and are heard")
   func slowGuest() throws {
     let network = try network()
     let a = try network.guest(0)
