@@ -68,7 +68,9 @@ struct PinTests {
     // Root without its capabilities has limits: enough for the rings, too little for the guest.
     let daemon = try Daemon.disk(
       Self.options,
-      prefix: ["setpriv", "--bounding-set", "-all", "--inh-caps", "-all", "prlimit", "--memlock=786432:786432"])
+      prefix: [
+        "setpriv", "--bounding-set", "-all", "--inh-caps", "-all", "prlimit", "--memlock=786432:786432",
+      ])
     let driver = try daemon.connect()
     try transfer(driver, 4)
     #expect(try daemon.counters().sum("pinned") == 0)
