@@ -225,7 +225,8 @@ struct QueueRunner<R: VirtRing & ~Copyable, W: QueueWorker & ~Copyable>: ~Copyab
   }
 
   @usableFromInline mutating func park() -> Bool {
-    guard W.wantsKicks, isEnabled || W.servesDisabled, !draining, !io.isThrottled, !isSuspended
+    guard W.wantsKicks, isEnabled || W.servesDisabled, !draining, !io.isThrottled, !isSuspended,
+      worker.wantsChains
     else { return false }
     // The look itself may find that a page is gone: that wants a turn.
     return io.ring.park() || clx_shared_lost() != lostSeen

@@ -135,6 +135,9 @@ public protocol QueueWorker: ~Copyable, SendableMetatype {
   /// Whether a chain that comes while the thread sleeps wakes it. A worker that takes its chains only when something comes from
   /// elsewhere does without, and its driver without kicks.
   static var wantsKicks: Bool { get }
+  /// Whether `service` would take a chain now. One that leaves chains where they are until something has ended says so
+  /// here: they keep no thread awake.
+  var wantsChains: Bool { get }
   /// Whether `serviceDisabled` is called in place of `service` while the front-end has the queue disabled. Else nothing is.
   static var servesDisabled: Bool { get }
   mutating func serviceDisabled<R: VirtRing & ~Copyable>(_ q: inout QueueIO<R>)
@@ -146,6 +149,7 @@ public protocol QueueWorker: ~Copyable, SendableMetatype {
 extension QueueWorker where Self: ~Copyable {
   public mutating func completed<R: VirtRing & ~Copyable>(_ completion: Completion, _ q: inout QueueIO<R>) {}
   @inlinable public static var wantsKicks: Bool { true }
+  @inlinable public var wantsChains: Bool { true }
   @inlinable public static var servesDisabled: Bool { false }
   public mutating func serviceDisabled<R: VirtRing & ~Copyable>(_ q: inout QueueIO<R>) {}
   public mutating func drain<R: VirtRing & ~Copyable>(_ q: inout QueueIO<R>) {}

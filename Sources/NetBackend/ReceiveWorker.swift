@@ -117,6 +117,9 @@ struct ReceiveSetup: Sendable {
     if watch.completed(completion, &q) { watch.repaired(port.repair(), &q) }
   }
 
+  /// Buffers past the window stay in the ring until there is a frame for those before.
+  var wantsChains: Bool { heldBytes == 0 && needsMore && (unusable == nil || window.isEmpty) }
+
   mutating func drain<R: VirtRing & ~Copyable>(_ q: inout QueueIO<R>) {
     watch.drain(&q)
     // It is read already, and would be lost.

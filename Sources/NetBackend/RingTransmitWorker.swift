@@ -70,6 +70,8 @@ import VirtQueue
   /// Nothing stands before the next chain.
   private var isFree: Bool { tooLong == nil && waiting == nil && !slow.isWaiting }
 
+  var wantsChains: Bool { isFree }
+
   static var servesDisabled: Bool { true }
 
   mutating func serviceDisabled<R: VirtRing & ~Copyable>(_ q: inout QueueIO<R>) {

@@ -55,6 +55,8 @@ import VirtQueue
     while waiting == nil, let chain = q.next() { transmit(chain, &q) }
   }
 
+  var wantsChains: Bool { waiting == nil }
+
   static var servesDisabled: Bool { true }
 
   /// What a driver sends while its queue is disabled goes nowhere (vhost-user, "Ring states").

@@ -66,6 +66,24 @@ struct PollingTests {
     try daemon.stop()
   }
 
+  @Test("RS04: a card with more buffers than a frame takes sleeps until there is a frame")
+  func idleCard() throws {
+    let daemon = try Daemon(["net", "--socket-path", "{folder}/s", "--backend", "loop"])
+    let driver = try daemon.connectCard()
+    let into = try driver.arena.allocate(2048)
+    let out = try driver.arena.allocate(100)
+    for _ in 0..<64 { _ = try driver.queues[0].submit([DescriptorSpec(into, 2048, write: true)]) }
+    for _ in 0..<3 {
+      let load = ProcessFacts(daemon.process).load(over: 500)
+      #expect(load < 0.05, "\(load) of a processor")
+      _ = try driver.queues[1].submit([DescriptorSpec(out, 72)])
+      #expect(try driver.queues[0].wait().length == 72)
+      #expect(try driver.queues[1].wait().length == 0)
+    }
+    driver.disconnect()
+    try daemon.stop()
+  }
+
   @Test(
     "RS04: a ring without a kick descriptor is looked at a thousand times a second at most while it is idle")
   func idleWithoutKick() throws {
