@@ -31,11 +31,14 @@ struct Translation {
   /// Started rings that touch their areas no more, since these are not translated any more.
   var suspended: Set<Int> = []
 
-  /// What the front-end is to be asked, or was and has not settled. Each is asked once.
-  private var asked: Set<TranslationMiss> = []
-  private var unsent: [TranslationMiss] = []
+  /// What the front-end is to be asked, or was and has not settled, each once, with the number of its question. Guests use
+  /// addresses again at once: an answer to a question that an update had settled is none to the next one about that address.
+  private var asked: [TranslationMiss: UInt64] = [:]
+  private var questions: UInt64 = 0
+  private typealias Question = (miss: TranslationMiss, number: UInt64)
+  private var unsent: [Question] = []
   /// Sent with NEED_REPLY: answers come in this order.
-  private var unanswered: [TranslationMiss] = []
+  private var unanswered: [Question] = []
   /// More than this are not sent before some are answered.
   private static let answersOwed = 4096
 
@@ -46,15 +49,19 @@ struct Translation {
   var isOwedAnswers: Bool { !unanswered.isEmpty }
 
   mutating func ask(_ misses: some Sequence<TranslationMiss>) {
-    for miss in misses where asked.insert(miss).inserted { unsent.append(miss) }
+    for miss in misses where asked[miss] == nil {
+      questions += 1
+      asked[miss] = questions
+      unsent.append((miss, questions))
+    }
   }
 
   /// Hands on what is still to be sent, until `send` says that no more goes.
   mutating func flush(needsReply: Bool, _ send: (TranslationMiss) -> Bool) {
-    while let miss = unsent.first, unanswered.count < Self.answersOwed {
-      if asked.contains(miss) {
-        guard send(miss) else { return }
-        if needsReply { unanswered.append(miss) }
+    while let question = unsent.first, unanswered.count < Self.answersOwed {
+      if asked[question.miss] == question.number {
+        guard send(question.miss) else { return }
+        if needsReply { unanswered.append(question) }
       }
       unsent.removeFirst()
     }
@@ -63,21 +70,21 @@ struct Translation {
   /// There is another channel: what was asked on the old one is asked again.
   mutating func askAgain() {
     unanswered = []
-    unsent = Array(asked)
+    unsent = asked.map { ($0.key, $0.value) }
   }
 
   /// The front-end has answered the oldest question: 0 after it sent an update.
   mutating func answered(_ value: UInt64) {
     guard !unanswered.isEmpty else { return }
-    let miss = unanswered.removeFirst()
-    guard asked.contains(miss) else { return }
-    settle([miss], isDenied: { _ in value != 0 })
+    let question = unanswered.removeFirst()
+    guard asked[question.miss] == question.number else { return }
+    settle([question.miss], isDenied: { _ in value != 0 })
   }
 
   /// A range was mapped: who waits for something in it waits no more, whether it is of use or not.
   mutating func mapped(_ range: IOVARange) {
     let iotlb = iotlb
-    settle(asked.filter { range.contains($0.address) }) {
+    settle(asked.keys.filter { range.contains($0.address) }) {
       iotlb.find($0.address, upTo: 1, for: $0.access) == nil
     }
   }
@@ -86,7 +93,7 @@ struct Translation {
     _ misses: some Collection<TranslationMiss>, isDenied: (TranslationMiss) -> Bool
   ) {
     for miss in misses {
-      asked.remove(miss)
+      asked[miss] = nil
       let denied = isDenied(miss)
       Self.settle(miss, denied, in: &chains)
       Self.settle(miss, denied, in: &areas)
@@ -109,7 +116,7 @@ struct Translation {
   /// No queue runs: mappings may go without our being told, so they are asked for again.
   mutating func flushAll() {
     iotlb.remove(.everything)
-    asked = []
+    asked = [:]
     unsent = []
   }
 }

@@ -172,6 +172,38 @@ struct HostileIOTLBTests {
     try backend.servesOthersLater(front)
   }
 
+  @Test(
+    "an answer that comes after its question was settled otherwise is none to the same question asked again")
+  func late() throws {
+    let backend = try EchoBackend()
+    let (front, arena) = try translated(backend)
+    let (channel, _) = try front.openBackendChannel()
+    let region = arena.table[0]
+    #expect(try update(front, region.userAddress, region.size, region.userAddress) == .ok)
+    let queue = try EchoBackend.start(front, arena, packed: false)
+    let from = try arena.allocate(1)
+    let to = try arena.allocate(4096, alignment: 4096)
+    #expect(try update(front, to, 4096, arena.userAddress(of: to)) == .ok)
+    let page = from & ~4095
+    try arena.write([9], at: from)
+    _ = try queue.submit([DescriptorSpec(from, 1), DescriptorSpec(to, 4, write: true)])
+    let first = try channel.receive()
+    // Settled by an update, used, and taken away; asked for again before the first question is answered: by no.
+    #expect(try update(front, page, 4096, arena.userAddress(of: page), 1) == .ok)
+    #expect(try queue.wait().length == 4)
+    #expect(try update(front, page, 4096, 0, 0, type: 3) == .ok)
+    _ = try queue.submit([DescriptorSpec(from, 1), DescriptorSpec(to, 4, write: true)])
+    let second = try channel.receive()
+    #expect(first.payload == second.payload)
+    try channel.reply(to: first, value: 1)
+    try front.barrier()
+    #expect(try update(front, page, 4096, arena.userAddress(of: page), 1) == .ok)
+    try channel.reply(to: second, value: 0)
+    #expect(try queue.wait().length == 4)
+    #expect(try arena.read(at: to, count: 4) == [9, 9, 9, 9])
+    try backend.servesOthersLater(front)
+  }
+
   @Test("what a front-end refuses is a hole: the request ends, the queue goes on")
   func denied() throws {
     let backend = try EchoBackend()
