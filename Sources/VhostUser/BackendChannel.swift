@@ -54,9 +54,16 @@ final class BackendChannel: Sendable {
     state.withLock { state in
       guard let raw = state.descriptor?.raw else { return [] }
       var bytes = [UInt8](repeating: 0, count: 4096)
-      // SAFETY: receives into the array's own storage. Descriptors that come with it are closed by the kernel.
-      let count = unsafe bytes.withUnsafeMutableBytes {
-        unsafe recv(raw, $0.baseAddress, $0.count, Int32(MSG_DONTWAIT))
+      // SAFETY: receives into the array's own storage. Descriptors that come with it are closed by the kernel. The
+      // sandbox knows recvmsg, and not recv.
+      let count = unsafe bytes.withUnsafeMutableBytes { buffer in
+        var vector = unsafe iovec(iov_base: buffer.baseAddress, iov_len: buffer.count)
+        return unsafe withUnsafeMutablePointer(to: &vector) { vector in
+          var message = unsafe msghdr()
+          unsafe message.msg_iov = unsafe vector
+          unsafe message.msg_iovlen = 1
+          return unsafe recvmsg(raw, &message, Int32(MSG_DONTWAIT))
+        }
       }
       guard count > 0 else {
         if count == 0 || errno != EAGAIN && errno != EINTR { state.descriptor = nil }
