@@ -135,13 +135,8 @@ extension SlotTable {
         unsafe SplitDescriptor(at: flat + 16 * Int($0))
       }
     }
-    if let translator {
-      guard let words = translatedTable(at: address, byteCount: byteCount, by: translator) else {
-        return translator.hasMisses ? .translationPending : .indirectUnmapped(address)
-      }
-      return unsafe walkTable(entries, alreadySeen, sequential, &walk, slot, unmapped: address) {
-        SplitDescriptor(address: words[2 * Int($0)], rest: words[2 * Int($0) + 1])
-      }
+    if translator != nil {
+      return unsafe appendTranslatedTable(address, byteCount, alreadySeen, sequential, &walk, slot)
     }
     guard var cursor = TableCursor(view: view, address: address, byteCount: byteCount) else {
       return .indirectUnmapped(address)
@@ -153,7 +148,7 @@ extension SlotTable {
 
   /// The walk itself; `entry` gives a descriptor below `entries`, nil where it is in no guest memory.
   @inline(__always)
-  private mutating func walkTable(
+  mutating func walkTable(
     _ entries: UInt32, _ alreadySeen: UInt32, _ sequential: Bool, _ outer: inout Walk,
     _ slot: UnsafeMutablePointer<Slot>, unmapped address: UInt64, _ entry: (UInt32) -> SplitDescriptor?
   ) -> QueueFault? {

@@ -130,6 +130,22 @@ extension SlotTable {
     return unsafe userView.piece(at: found.user, upTo: found.count, hint: &userHint)
   }
 
+  /// An indirect table behind an IOMMU: apart, so that the walk of one that is not keeps its registers.
+  @inline(never)
+  mutating func appendTranslatedTable(
+    _ address: UInt64, _ byteCount: UInt32, _ alreadySeen: UInt32, _ sequential: Bool, _ walk: inout Walk,
+    _ slot: UnsafeMutablePointer<Slot>
+  ) -> QueueFault? {
+    guard let translator else { return nil }
+    guard let words = translatedTable(at: address, byteCount: byteCount, by: translator) else {
+      return translator.hasMisses ? .translationPending : .indirectUnmapped(address)
+    }
+    // SAFETY: the slot is the caller's; entries are below the table's length.
+    return unsafe walkTable(byteCount / 16, alreadySeen, sequential, &walk, slot, unmapped: address) {
+      SplitDescriptor(address: words[2 * Int($0)], rest: words[2 * Int($0) + 1])
+    }
+  }
+
   /// Copies an indirect table out, each byte once; nil where a part of it is not mapped.
   func translatedTable(at address: UInt64, byteCount: UInt32, by translator: Translator) -> [UInt64]? {
     var words = [UInt64](repeating: 0, count: Int(byteCount) / 8)
