@@ -1,6 +1,7 @@
 // What a guest is made of: read by Guest.boot.
 
-/// A machine of the `pc` type with shared memory, to which devices are attached in PCI slots that the caller names.
+/// A machine of the `pc` type with shared memory, to which devices are attached in PCI slots that the caller names. Behind an
+/// IOMMU: of the `q35` type, each device on a root port of its own, as the address translation service (ATS) wants it.
 public struct GuestConfiguration {
   public var processors = 2
   public var memoryMiB = 512
@@ -17,7 +18,16 @@ public struct GuestConfiguration {
   private(set) var devices: [String] = []
   private(set) var backends: [BackendProcess] = []
 
-  public init() {}
+  private let isBehindIOMMU: Bool
+
+  /// - Parameter behindIOMMU: devices are, and the kernel gives each the addresses it maps, and none for longer than a request.
+  public init(behindIOMMU: Bool = false) {
+    isBehindIOMMU = behindIOMMU
+    guard behindIOMMU else { return }
+    kernelArguments = ["intel_iommu=on", "iommu=nopt", "iommu.strict=1"]
+    // Before the devices: they ask for it when they are made.
+    devices = ["-device", "intel-iommu,intremap=off,device-iotlb=on,caching-mode=on"]
+  }
 
   /// Attaches a vhost-user disk. The guest calls the disks vda, vdb, … in the order of their slots (4...31). `reconnects`: the
   /// guest waits for a back-end that has gone.
@@ -33,7 +43,13 @@ public struct GuestConfiguration {
   public mutating func attach(
     _ device: String, _ backend: BackendProcess, slot: Int, reconnects: Bool = false, options: [String] = []
   ) {
-    let properties = ["chardev=chr\(slot)", "id=dev\(slot)", "addr=0x\(String(slot, radix: 16))"] + options
+    let address = "addr=0x\(String(slot, radix: 16))"
+    var place = [address]
+    if isBehindIOMMU {
+      devices += ["-device", "pcie-root-port,id=port\(slot),bus=pcie.0,chassis=\(slot),\(address)"]
+      place = ["bus=port\(slot)", "iommu_platform=on", "ats=on", "disable-legacy=on"]
+    }
+    let properties = ["chardev=chr\(slot)", "id=dev\(slot)"] + place + options
     let again = reconnects ? ",reconnect=1" : ""
     devices += ["-chardev", "socket,id=chr\(slot),path=\(backend.socketPath)\(again)"]
     backends.append(backend)
@@ -50,7 +66,7 @@ public struct GuestConfiguration {
       ? [
         "-machine", "pc", "-numa", "node,nodeid=0,cpus=0-\(processors - 2),memdev=memory",
         "-numa", "node,nodeid=1,cpus=\(processors - 1)",
-      ] : ["-machine", "pc,memory-backend=memory"]
+      ] : ["-machine", "\(isBehindIOMMU ? "q35" : "pc"),memory-backend=memory"]
     return [
       "-accel", accelerator, "-cpu", accelerator == "kvm" ? "host" : "qemu64", "-smp", "\(processors)",
       "-object", "memory-backend-memfd,id=memory,size=\(memoryMiB)M,share=on",
