@@ -100,6 +100,10 @@ struct BlkCommand: ServiceCommand {
       throw ValidationError("--lock-wait \(lockWait): expected 0 to 86400 seconds")
     }
     if pinGuestMemory, !direct { throw ValidationError("--pin-guest-memory goes with --direct") }
+    // To hold memory in place is to touch all of it, on the control thread, before it has come.
+    if pinGuestMemory, service.postcopy {
+      throw ValidationError("--postcopy does not go with --pin-guest-memory")
+    }
     if direct, nullSize != nil { throw ValidationError("--direct goes with --blk-file") }
     if let blockSize, ![512, 1024, 2048, 4096].contains(blockSize) {
       throw ValidationError("--block-size \(blockSize): expected 512, 1024, 2048 or 4096")

@@ -57,7 +57,8 @@ struct HelpTests {
   func subcommandHelp(name: String, options: [String], line: String) throws {
     let common = [
       "--socket-path", "--fd", "--connect", "--print-capabilities", "--socket-mode", "--socket-group",
-      "--sandbox", "--user", "--num-queues", "--threads", "--cpus", "--poll", "--drain-timeout", "--stats",
+      "--sandbox", "--user", "--postcopy", "--num-queues", "--threads", "--cpus", "--poll", "--drain-timeout",
+      "--stats",
       "--log-level", "--help",
       "interrupt", "adaptive", "busy", "default: 0600", "default: 1",
     ]

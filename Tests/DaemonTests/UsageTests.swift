@@ -91,6 +91,12 @@ struct UsageTests {
         ["blk", "--socket-path", "{folder}/s", "--null-size", "9000000T"], "--null-size", "'9000000T'"),
       Mistake(["blk", "--socket-path", "{folder}/s", "--null-size", "1M", "--read-only"], "--read-only"),
       Mistake(["blk", "--socket-path", "{folder}/s", "--null-size", "1M", "--direct"], "--direct"),
+      Mistake(
+        [
+          "blk", "--socket-path", "{folder}/s", "--blk-file", "/dev/null", "--direct", "--pin-guest-memory",
+          "--postcopy",
+        ],
+        "--postcopy"),
       Mistake(["blk", "--socket-path", "{folder}/s", "--null-size", "1M", "--watch-size"], "--watch-size"),
       .disk(["--serial", "123456789012345678901"], "--serial", "'123456789012345678901'", "21", "20"),
       .disk(["--serial", "ééééééééééé"], "--serial", "'ééééééééééé'", "22", "20"),
