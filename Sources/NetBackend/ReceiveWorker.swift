@@ -42,7 +42,8 @@ struct ReceiveSetup: Sendable {
   private var window: ReceiveWindow
   /// A chain that can hold no frame, and has its turn when those before it are gone.
   private var unusable: UInt16?
-  // SAFETY: `spareBytes`, alive with the worker.
+  // SAFETY: `spareBytes`, in `memory`.
+  private let memory: WorkerMemory
   private let spare: UnsafeMutableRawPointer
   private let spareBytes: Int
   /// Bytes of a frame that waits in `spare` for buffers; 0: none does.
@@ -61,10 +62,9 @@ struct ReceiveSetup: Sendable {
     window = ReceiveWindow(size: size)
     // More than any frame of a tap.
     spareBytes = headerBytes + NetTerms.longestFrame + 512
-    unsafe spare = .allocate(byteCount: spareBytes, alignment: 64)
+    memory = WorkerMemory(byteCount: spareBytes)
+    unsafe spare = memory.bytes
   }
-
-  deinit { unsafe spare.deallocate() }
 
   mutating func service<R: VirtRing & ~Copyable>(_ q: inout QueueIO<R>) {
     watch.begin(port.file, &q)

@@ -22,12 +22,13 @@ import VirtQueue
   private var port: Port
   private let frame: OutgoingFrame
   private let capture: PacketCapture?
-  // SAFETY: a head's room; `mostVectors` and one for the head. Alive with the worker.
+  // SAFETY: a head's room; behind it `mostVectors` and one for the head. In `memory`.
+  private let memory: WorkerMemory
   private let head: UnsafeMutableRawPointer
   private let vectors: UnsafeMutablePointer<iovec>
   /// For a frame in more pieces than the kernel takes; made when there is one.
   // SAFETY: `longestFrame` bytes.
-  private var whole: UnsafeMutableRawPointer?
+  private var whole: WorkerMemory?
   /// The chain that waits until the port takes frames again, or until its limit lets it go.
   private var waiting: UInt16?
   private var waitsForPort = false
@@ -40,15 +41,13 @@ import VirtQueue
     gate = RateGate(limiter)
     self.frame = frame
     self.capture = capture
-    unsafe head = .allocate(byteCount: OutgoingFrame.headRoom, alignment: 16)
+    let count = Self.mostVectors + 1
+    let listBytes = unsafe count * MemoryLayout<iovec>.stride
+    memory = WorkerMemory(byteCount: OutgoingFrame.headRoom + listBytes)
+    unsafe head = memory.bytes
     unsafe head.initializeMemory(as: UInt8.self, repeating: 0, count: OutgoingFrame.headRoom)
-    unsafe vectors = .allocate(capacity: Self.mostVectors + 1)
-  }
-
-  deinit {
-    unsafe head.deallocate()
-    unsafe vectors.deallocate()
-    unsafe whole?.deallocate()
+    let behind = unsafe head + OutgoingFrame.headRoom
+    unsafe vectors = behind.bindMemory(to: iovec.self, capacity: count)
   }
 
   mutating func service<R: VirtRing & ~Copyable>(_ q: inout QueueIO<R>) {
@@ -160,8 +159,9 @@ import VirtQueue
   /// The vectors of a frame in very many pieces: its head, and the rest copied together.
   private mutating func gatherWhole(_ chain: borrowing Chain, _ out: OutgoingFrame.Head) -> Int {
     let rest = Int(chain.readable.byteCount) - out.replaced
-    let bytes = unsafe whole ?? .allocate(byteCount: NetTerms.longestFrame, alignment: 64)
-    unsafe whole = unsafe bytes
+    let memory = whole ?? WorkerMemory(byteCount: NetTerms.longestFrame)
+    whole = memory
+    let bytes = unsafe memory.bytes
     // SAFETY: `rest` is at most the longest frame (see `OutgoingFrame.examine`); two vectors are within their array.
     let target = unsafe UnsafeMutableRawBufferPointer(start: bytes, count: rest)
     _ = unsafe chain.readable.copyOut(to: target, from: out.replaced)
