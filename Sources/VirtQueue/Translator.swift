@@ -21,6 +21,8 @@ import Glibc
   private var rounds = 0
   /// The last walk ended in a miss: the next one is of the same chain.
   private var isRetry = false
+  /// The walk that goes on began with its table.
+  var hasBegun = false
 
   init(_ iotlb: IOTLB, slots: Int) {
     self.iotlb = iotlb
@@ -85,7 +87,7 @@ extension SlotTable {
     // SAFETY (all of the body): the slot is one of the table's, and the walk's segments are its array, `count` of them
     // written; pieces are in guest memory.
     let own = unsafe slot - slots
-    if unsafe walk.count == 0 { translator.begin(own) }
+    if unsafe walk.count == 0, !translator.hasBegun { translator.begin(own) }
     // The buffer's own direction: nothing readable comes after what is writable.
     let access: AccessRights = unsafe walk.sawWritable ? .write : .read
     var at = address
@@ -137,10 +139,14 @@ extension SlotTable {
     _ slot: UnsafeMutablePointer<Slot>
   ) -> QueueFault? {
     guard let translator else { return nil }
+    // SAFETY: the slot is the caller's; entries are below the table's length.
+    let isFirst = unsafe walk.count == 0
+    if isFirst { unsafe translator.begin(slot - slots) }
     guard let words = translatedTable(at: address, byteCount: byteCount, by: translator) else {
       return translator.hasMisses ? .translationPending : .indirectUnmapped(address)
     }
-    // SAFETY: the slot is the caller's; entries are below the table's length.
+    translator.hasBegun = isFirst
+    defer { translator.hasBegun = false }
     return unsafe walkTable(byteCount / 16, alreadySeen, sequential, &walk, slot, unmapped: address) {
       SplitDescriptor(address: words[2 * Int($0)], rest: words[2 * Int($0) + 1])
     }

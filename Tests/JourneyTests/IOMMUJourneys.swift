@@ -206,6 +206,17 @@ struct IOMMUJourneys {
     #expect(try next.getID() == "journey")
   }
 
+  @Test("however many requests waited before, the next one waits too", arguments: [false, true])
+  func rounds(packed: Bool) throws {
+    let rig = try IOMMUDisk(packed: packed, queues: 1)
+    for round in 0..<300 {
+      #expect(try rig.iommu.invalidate(0, 0) == .ok)
+      let result = try rig.disk.perform(.read(sector: 7, bytes: 512), .classic.indirect)
+      try #require(result.status == 0 && result.input.first == 7, "round \(round)")
+    }
+    #expect(rig.backend.counter("iotlbMisses") > 600)
+  }
+
   @Test("without a channel to ask over there is nothing to translate", arguments: [false, true])
   func withoutChannel(packed: Bool) throws {
     let backend = try Backend(try Image().device())
