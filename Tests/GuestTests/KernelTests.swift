@@ -8,7 +8,7 @@ extension InAGuest {
   @GuestThread
   struct Kernel {
     @Test(
-      "The program serves disks to a front-end of this project, both inside the guest, through the guest's io_uring"
+      "FT12: the program serves disks to a front-end of this project, both inside the guest, through the guest's io_uring, on a node without memory too"
     )
     func inside() throws {
       guard !BackendProcess.standIn else { return }
@@ -24,14 +24,18 @@ extension InAGuest {
       configuration.arguments = [
         "-drive", "file=\(image.path),format=raw,if=none,id=plain", "-device", "virtio-blk-pci,drive=plain",
       ]
+      configuration.hasEmptyNode = true
       let guest = try Guest.boot(configuration)
+      #expect(try guest.check("cat /sys/devices/system/node/online") == "0-1")
+      #expect(try guest.check("grep MemTotal /sys/devices/system/node/node1/meminfo").hasSuffix(" 0 kB"))
       #expect(try guest.check("uname -r").hasPrefix("6.1."))
       try guest.check("truncate -s 16M /disk.img")
-      for (name, storage) in [("memory", "/disk.img"), ("ring", "/dev/vda")] {
+      // The second node's processor is 1.
+      for (name, storage, options) in [("memory", "/disk.img", ""), ("ring", "/dev/vda", "--cpus 1")] {
         let answer = try guest.check(
           """
           set -e
-          vhost-swiftd blk --socket-path /\(name).sock --blk-file \(storage) --stats /\(name).json &
+          vhost-swiftd blk --socket-path /\(name).sock --blk-file \(storage) --stats /\(name).json \(options) &
           pid=$!
           for i in $(seq 200); do [ -S /\(name).sock ] && break; sleep 0.1; done
           disk-check /\(name).sock

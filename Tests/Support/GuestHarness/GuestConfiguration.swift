@@ -7,6 +7,8 @@ public struct GuestConfiguration {
   public var memoryMiB = 512
   /// Room for memory that is plugged in later.
   public var pluggableMiB = 0
+  /// Gives the last processor a memory node of its own that has no memory.
+  public var hasEmptyNode = false
   /// Added to the kernel's command line.
   public var kernelArguments: [String] = []
   /// Instead of the usual initramfs: see `GuestImage.adding`.
@@ -59,10 +61,15 @@ public struct GuestConfiguration {
     // loglevel 5: warnings and worse; printing everything costs a second of each boot.
     // On a busy host an emulated timer can be late for the kernel's trial of it at boot, and the kernel panics.
     let words = ["console=ttyS0", "loglevel=5", "no_timer_check"] + kernelArguments
+    let nodes =
+      hasEmptyNode
+      ? [
+        "-machine", "pc", "-numa", "node,nodeid=0,cpus=0-\(processors - 2),memdev=memory",
+        "-numa", "node,nodeid=1,cpus=\(processors - 1)",
+      ] : ["-machine", "\(isBehindIOMMU ? "q35" : "pc"),memory-backend=memory"]
     return [
       "-accel", accelerator, "-cpu", accelerator == "kvm" ? "host" : "qemu64", "-smp", "\(processors)",
       "-object", "memory-backend-memfd,id=memory,size=\(memoryMiB)M,share=on",
-      "-machine", "\(isBehindIOMMU ? "q35" : "pc"),memory-backend=memory",
       "-m", "\(memoryMiB)M" + (pluggableMiB > 0 ? ",slots=4,maxmem=\(memoryMiB + pluggableMiB)M" : ""),
       "-nodefaults", "-no-user-config", "-display", "none",
       // SeaBIOS would drive the disks before the kernel does.
@@ -71,6 +78,6 @@ public struct GuestConfiguration {
       "-chardev", "file,id=log,path=\(kernelLog)", "-serial", "chardev:log",
       "-chardev", "socket,id=commands,fd=4", "-serial", "chardev:commands",
       "-chardev", "socket,id=monitor,fd=3", "-mon", "chardev=monitor,mode=control",
-    ] + devices + arguments
+    ] + nodes + devices + arguments
   }
 }
