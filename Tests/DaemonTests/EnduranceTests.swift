@@ -130,6 +130,7 @@ struct EnduranceTests {
     let daemon = try Daemon.disk(["--num-queues", "1"])
     let arena = try GuestArena(bytes: 1 << 20)
     let call = try Doorbell()
+    let log = try DirtyBitmap(memoryUpTo: 2 << 20)
     func storm(_ rounds: Int) throws {
       let front = try FrontendConnection.connect(to: daemon.socket, timeout: .seconds(60))
       _ = try front.setProtocolFeatures(front.getProtocolFeatures())
@@ -140,6 +141,7 @@ struct EnduranceTests {
         #expect(try front.setVringNum(0, 128) == .ok)
         #expect(try front.setVringCall(0, call) == .ok)
         #expect(try front.openBackendChannel().ack == .ok)
+        try front.setLogBase(log.description, descriptor: log.descriptor.raw)
       }
       front.disconnect()
     }
