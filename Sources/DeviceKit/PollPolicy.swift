@@ -18,8 +18,12 @@ public enum PollPolicy: Sendable, Equatable {
 /// spin would have waited for it, spinning is time on the processor for nothing, and shrinks to none; where it comes soon after
 /// the thread has gone to sleep, it grows again. One thread.
 package struct SpinTime {
+  /// So many sleeps in a row come too late for any spin before it is made shorter: one may be an accident of the machine's.
+  package static let patience = 4
+
   let limit: UInt64
   package private(set) var nanoseconds: UInt64
+  private var late = 0
 
   package init(limit: UInt64) {
     self.limit = limit
@@ -30,7 +34,10 @@ package struct SpinTime {
   /// have saved the sleep, or later.
   package mutating func slept(_ waited: UInt64) {
     if waited <= limit {
+      late = 0
       nanoseconds = limit
+    } else if late < Self.patience - 1 {
+      late += 1
     } else {
       nanoseconds = nanoseconds > limit / 8 ? nanoseconds / 2 : 0
     }
