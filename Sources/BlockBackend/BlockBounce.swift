@@ -1,5 +1,5 @@
-// Requests that O_DIRECT or a device would not take as they are: memory that is not aligned, or parts of a block. They go
-// through memory of our own, on a helper thread.
+// Requests that the storage would not take as they are: memory that is not aligned, parts of a block, writes to hugetlbfs. They
+// go through memory of our own, on a helper thread.
 
 import CLinux
 import Glibc
@@ -154,7 +154,8 @@ extension BlockStorage {
 
   /// Writes all of a buffer; 0 or a negated errno.
   fileprivate func writeWhole(_ buffer: UnsafeMutableRawBufferPointer, at offset: UInt64) -> Int32 {
-    // SAFETY: the caller's buffer.
+    // SAFETY (both): the caller's buffer.
+    if let pages { return unsafe pages.write(buffer, at: offset) }
     let code = unsafe transfer(buffer, at: offset, writing: true)
     return code < 0 ? code : Int(code) < buffer.count ? -EIO : 0
   }

@@ -27,6 +27,8 @@ public struct BlockImage: ~Copyable, Sendable {
   public let limits: BlockLimits
   /// The pages of an image on a memory file system.
   private let mappings: ImageMappings?
+  /// The same of one on hugetlbfs that is written.
+  private let pages: HugePages?
   var map: ImageMap? { mappings?.map }
   private let isBlockDevice: Bool
   /// The same for every opening of the same storage, different for any other: "device:inode", or the null disk's size.
@@ -53,7 +55,9 @@ public struct BlockImage: ~Copyable, Sendable {
 
   /// The storage, for calls that are no request of the ring's; nil for a disk that keeps nothing.
   var storage: BlockStorage? {
-    raw.map { BlockStorage(raw: $0, isBlockDevice: isBlockDevice, deviceBlock: limits.deviceBlock) }
+    raw.map {
+      BlockStorage(raw: $0, isBlockDevice: isBlockDevice, deviceBlock: limits.deviceBlock, pages: pages)
+    }
   }
 
   /// Opens a raw image. Creates and changes nothing. `direct`: past the page cache (O_DIRECT).
@@ -91,7 +95,11 @@ public struct BlockImage: ~Copyable, Sendable {
     guard bytes > 0, bytes % sectorBytes == 0 else { throw .oddSize(path: path, bytes: bytes) }
     guard let fileFacts = try? FileFacts(of: raw) else { throw .cannotOpen(path: path, code: errno) }
     let probe = BlockProbe(raw, facts: fileFacts, byteCount: bytes, direct: direct)
+    let mustCopy = probe.engine == .huge && !readOnly
+    let pages = mustCopy ? HugePages(descriptor, facts: fileFacts, byteCount: bytes) : nil
+    guard !mustCopy || pages != nil else { throw .cannotOpen(path: path, code: ENOMEM) }
     mappings = probe.engine == .inline ? ImageMappings(descriptor, byteCount: bytes) : nil
+    self.pages = pages
     self.descriptor = consume descriptor
     byteCount = bytes
     isReadOnly = readOnly
@@ -107,6 +115,7 @@ public struct BlockImage: ~Copyable, Sendable {
     descriptor = nil
     engine = .null
     mappings = nil
+    pages = nil
     limits = BlockLimits()
     isBlockDevice = false
     byteCount = nullBytes

@@ -14,6 +14,8 @@ public enum BlockEngine: String, Sendable {
   /// preadv and pwritev in place: memory file systems have no asynchronous way, and io_uring would only hand each request
   /// to a worker thread.
   case inline
+  /// preadv in place, and writes copied into a mapping: hugetlbfs has no other way.
+  case huge
 }
 
 /// Limits and abilities of the storage, in bytes.
@@ -38,6 +40,8 @@ struct BlockStorage: Sendable {
   let isBlockDevice: Bool
   /// The block device's own unit; 512 for a file.
   let deviceBlock: UInt32
+  /// Where writes go that the file system has no call for.
+  let pages: HugePages?
 
   /// Gives blocks back to the file system or the device; parts of a device's blocks stay as they are. Bytes; 0 or a negated
   /// errno.
@@ -105,7 +109,7 @@ struct BlockProbe {
   private(set) var engine: BlockEngine
 
   init(_ raw: Int32, facts: FileFacts, byteCount: UInt64, direct: Bool) {
-    engine = direct ? .direct : facts.isTmpfs ? .inline : .ring
+    engine = direct ? .direct : facts.isTmpfs ? .inline : facts.isHuge ? .huge : .ring
     if facts.kind == .block {
       askDevice(raw)
       limits.discards = Self.deviceDiscards(raw)

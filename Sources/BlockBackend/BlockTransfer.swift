@@ -16,7 +16,7 @@ extension BlockWorker {
   mutating func submit<R: VirtRing & ~Copyable>(
     _ chain: consuming Chain, _ request: BlockRequest, _ file: FileSlot, _ q: inout QueueIO<R>
   ) {
-    if engine == .inline, request.kind != .flush {
+    if engine == .inline && request.kind != .flush || engine == .huge && request.kind == .read {
       moveInPlace(chain, request, file, &q)
       return
     }
@@ -30,7 +30,9 @@ extension BlockWorker {
   mutating func start<R: VirtRing & ~Copyable>(
     _ head: UInt16, _ request: BlockRequest, _ file: FileSlot, _ q: inout QueueIO<R>
   ) {
-    if engine == .direct, request.kind != .flush, !fitsDirect(request) {
+    if engine == .direct && request.kind != .flush && !fitsDirect(request)
+      || engine == .huge && request.kind == .write
+    {
       bounce(head, request, &q)
       return
     }
@@ -49,7 +51,7 @@ extension BlockWorker {
   /// Whether a request may be moved together with its neighbours.
   func canMerge(_ request: BlockRequest) -> Bool {
     switch engine {
-    case .null: false
+    case .null, .huge: false
     case .ring: true
     case .direct: fitsDirect(request)
     // Reads come from the mapping.

@@ -1,5 +1,6 @@
 // Guest memory as front-ends give and take it while requests are under way: other tables, slots by the hundred, huge pages.
 
+import CLinux
 import Foundation
 import GuestHarness
 import Testing
@@ -111,6 +112,33 @@ struct MemoryTests {
       .trimmingCharacters(in: .whitespacesAndNewlines)
     return withExtendedLifetime(arena) { (free ?? 0) + (surplus.flatMap { Int($0) } ?? 0) >= 8 }
   }()
+
+  @Test(
+    "An image on hugetlbfs, which has no write, is written, zeroed and given back all the same",
+    .enabled(if: hasHugePages, "no huge pages: sysctl vm.nr_overcommit_hugepages=16"))
+  func hugeImage() throws {
+    // MFD_CLOEXEC, MFD_HUGETLB, MFD_HUGE_2MB.
+    let file = clx_memfd_create("huge-image", 1 | 4 | 21 << 26)
+    defer { close(file) }
+    #expect(file >= 0 && ftruncate(file, 8 << 20) == 0)
+    let daemon = try Daemon.disk(image: "/proc/\(getpid())/fd/\(file)")
+    let driver = try daemon.connect()
+    for sector in [0, 7, 4095, 16000] as [UInt64] {
+      let data = BytePattern(seed: sector).bytes(at: 0, count: 8192)
+      try driver.write(sector: sector, data)
+      #expect(try driver.read(sector: sector, bytes: 8192) == data)
+      var onHost = [UInt8](repeating: 0, count: 8192)
+      #expect(pread(file, &onHost, 8192, off_t(sector * 512)) == 8192 && onHost == data)
+    }
+    try driver.flush()
+    let zeros = [UInt8](repeating: 0, count: 4096)
+    try driver.writeZeroes([DiskSegment(sector: 8, sectors: 8)])
+    #expect(try driver.read(sector: 8, bytes: 4096) == zeros)
+    try driver.discard([DiskSegment(sector: 0, sectors: 4096)])
+    #expect(try driver.read(sector: 0, bytes: 4096) == zeros)
+    driver.disconnect()
+    try daemon.stop()
+  }
 
   @Test(
     "Guest memory of huge pages carries rings and data, through the page cache and past it",
