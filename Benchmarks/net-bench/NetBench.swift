@@ -39,8 +39,8 @@ struct NetBench {
     for (name, bytes, segment) in [("60 B", 60, false), ("1514 B", 1514, false), ("64 KiB", 65000, true)] {
       let wanted = segment ? max(1, frames / 10) : frames
       let frame = Frame(bytes: bytes, segment: segment)
-      var direct = Figure(name: "guest sends \(name)")
-      var ring = Figure(name: "guest sends \(name), --tap-io ring")
+      var direct = Figure(name: "guest sends \(name), --tap-io direct")
+      var ring = Figure(name: "guest sends \(name)")
       var received = Figure(name: "guest receives \(name)")
       for _ in 0..<rounds {
         direct.ours.append(try Transmission(tap, frame, usesRing: false).run(wanted))

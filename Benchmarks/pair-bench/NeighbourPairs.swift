@@ -19,8 +19,8 @@ enum NeighbourPairs {
         let flood = Flood(queue: first.queues[0], bytes: bytes)
         let name = "quiet queue, \(bytes >> 10) KiB reads flood the same \(place)"
         // The middle tells what a turn beside the flood costs; the 99th, on a busy machine, what others on it cost.
-        var middle = Finding(name + ", median", "p50", "ns", higherIsBetter: false)
-        var late = Finding(name, "p99", "ns", higherIsBetter: false)
+        var middle = Finding(name, "latency, median", "ns", higherIsBetter: false)
+        var late = Finding(name, "latency, 99 %", "ns", higherIsBetter: false)
         for _ in 0..<pace.rounds {
           let beside = try times(of: quiet, beside: flood, pace.milliseconds)
           try flood.end()
