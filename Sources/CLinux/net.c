@@ -43,6 +43,8 @@ int clx_tap_set_header_size(int fd, int32_t bytes) { return ioctl(fd, TUNSETVNET
 
 int clx_tap_header_size(int fd, int32_t *bytes) { return ioctl(fd, TUNGETVNETHDRSZ, bytes); }
 
+int clx_tap_send_buffer(int fd, int32_t *bytes) { return ioctl(fd, TUNGETSNDBUF, bytes); }
+
 int clx_tap_set_queue(int fd, int attached) {
   struct ifreq request;
   memset(&request, 0, sizeof request);

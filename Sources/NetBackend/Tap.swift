@@ -293,6 +293,13 @@ public final class Tap: Sendable {
     _ = unsafe bytes.withUnsafeBytes { unsafe write(queues[0].raw, $0.baseAddress, $0.count) }
   }
 
+  /// Whether it takes whatever is sent while it is up: nobody has set a bound (TUNSETSNDBUF). Any thread.
+  public var takesAll: Bool {
+    var bytes: Int32 = 0
+    // SAFETY: fills the local value.
+    return unsafe clx_tap_send_buffer(queues[0].raw, &bytes) == 0 && bytes == .max
+  }
+
   /// Whether frames can come and go; true where that cannot be told.
   var isUp: Bool { link.isUp ?? true }
   var mtu: Int { link.mtu ?? 1500 }

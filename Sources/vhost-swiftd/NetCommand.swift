@@ -73,9 +73,9 @@ struct NetCommand: ServiceCommand {
 
   @Option(
     help:
-      "How what the guest sends reaches the tap: a call a frame, or operations of the io_uring, many at a time."
+      "How what the guest sends reaches the tap: a call a frame, or operations of the io_uring, many at a time; auto: by the io_uring, unless the tap's send buffer is bounded, where only calls can wait."
   )
-  var tapIo = TapIO.direct
+  var tapIo = TapIO.auto
 
   @Option(
     help: ArgumentHelp("Copy every frame into this file, for tcpdump and Wireshark.", valueName: "file"))
@@ -85,7 +85,7 @@ struct NetCommand: ServiceCommand {
 
   var limit: RateLimits { limitOptions.limits }
 
-  enum TapIO: String, ExpressibleByArgument, CaseIterable { case direct, ring }
+  enum TapIO: String, ExpressibleByArgument, CaseIterable { case auto, direct, ring }
 
   enum End: String, ExpressibleByArgument, CaseIterable {
     case sink, source, loop
@@ -112,7 +112,7 @@ struct NetCommand: ServiceCommand {
     if service.numQueues != nil { throw ValidationError("--num-queues: a network card has --queue-pairs") }
     if create, tap == nil { throw ValidationError("--create goes with --tap") }
     if bridge != nil, tap == nil { throw ValidationError("--bridge goes with --tap") }
-    if tapIo == .ring, backend != nil { throw ValidationError("--tap-io goes with --tap and --tap-fd") }
+    if tapIo != .auto, backend != nil { throw ValidationError("--tap-io goes with --tap and --tap-fd") }
     if let vlan, NetworkTag(vlan) == nil { throw ValidationError("--vlan \(vlan): expected 1 to 4094") }
     if vlan != nil, backend != nil { throw ValidationError("--vlan goes with --tap and --tap-fd") }
     if pcap?.isEmpty == true { throw ValidationError("--pcap '': expected a path") }
@@ -131,8 +131,8 @@ struct NetCommand: ServiceCommand {
     var options = NetDevice.Options()
     options.mac = mac
     options.tag = vlan.flatMap { NetworkTag($0) }
-    options.usesRing = tapIo == .ring
     options.pairs = tapFd?.numbers.count ?? queuePairs ?? 1
+    if case .tap(let tap) = place { options.usesRing = tapIo == .ring || tapIo == .auto && tap.takesAll }
     do {
       if case .tap(let tap) = place, let bridge {
         do { try tap.join(bridge: bridge) } catch { throw Failure.run(Self.sentence(for: error)) }

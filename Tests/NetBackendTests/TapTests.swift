@@ -25,6 +25,26 @@ struct TapTests {
     #expect(card.received(0, 1526) == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0] + back)
   }
 
+  @Test("Whether a tap's send buffer is bounded can be told")
+  func sendBuffer() throws {
+    let wire = try Wire.make()
+    #expect(wire.tap.takesAll)
+    let answer = Reply<Bool>()
+    let thread = try PinnedThread(name: "namespace", cpus: []) {
+      guard clx_unshare_network() == 0 else { return answer.fulfil(false) }
+      let raw = open("/dev/net/tun", O_RDWR | O_CLOEXEC)
+      var bytes: Int32 = 100_000
+      let flags = UInt16(CLX_IFF_TAP | CLX_IFF_NO_PI | CLX_IFF_VNET_HDR)
+      // TUNSETSNDBUF
+      let isMade =
+        clx_tap_attach(raw, "narrow", flags) == 0
+        && clx_ioctl_pointer(raw, 0x4004_54d4, &bytes) == 0
+      answer.fulfil(isMade && (try? Tap.adopt([raw]))?.takesAll == false)
+    }
+    thread.join()
+    #expect(answer.wait())
+  }
+
   @Test("A legacy driver's shorter header is agreed with the tap")
   func legacy() throws {
     let wire = try Wire.make()

@@ -27,6 +27,9 @@ int clx_tap_set_offload(int fd, uint32_t offload);
 /// The size of the header before each frame (TUNSETVNETHDRSZ, TUNGETVNETHDRSZ).
 int clx_tap_set_header_size(int fd, int32_t bytes);
 int clx_tap_header_size(int fd, int32_t *bytes);
+/// Bytes that may be on their way from a descriptor before it takes no more; INT32_MAX, unless somebody set less
+/// (TUNGETSNDBUF).
+int clx_tap_send_buffer(int fd, int32_t *bytes);
 /// Takes a descriptor's queue into service or out of it (TUNSETQUEUE).
 int clx_tap_set_queue(int fd, int attached);
 /// Whether the tap outlives its last descriptor (TUNSETPERSIST).
