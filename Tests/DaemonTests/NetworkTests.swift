@@ -86,9 +86,14 @@ struct NetworkTests {
 
 @Suite("A card's sessions")
 struct CardSessionTests {
-  @Test("RS01 three hundred front-ends come and go, and leave no memory behind")
-  func memory() throws {
-    let daemon = try Daemon(["net", "--socket-path", "{folder}/s", "--backend", "loop"])
+  @Test(
+    "RS01 three hundred front-ends come and go, and leave no memory behind",
+    arguments: [
+      ["net", "--socket-path", "{folder}/s", "--backend", "loop"],
+      ["switch", "--port", "{folder}/s", "--port", "{folder}/other"],
+    ])
+  func memory(line: [String]) throws {
+    let daemon = try Daemon(line)
     func session() throws {
       let driver = try daemon.connectCard()
       driver.disconnect()

@@ -105,14 +105,14 @@ private struct World: Hashable {
         }
       ]
     case .asleep:
-      return call
-        ? [
-          with {
-            $0.call = false
-            $0.driver.seen = read(.used, driverStores)
-            $0.driver.place = .awake
-          }
-        ] : []
+      guard call else { return [] }
+      return [
+        with {
+          $0.call = false
+          $0.driver.seen = read(.used, driverStores)
+          $0.driver.place = .awake
+        }
+      ]
     case .awake:
       return [
         with {
