@@ -9,9 +9,11 @@ extension InAGuest {
   @Suite("A guest that moves", .enabled(if: !BackendProcess.standIn))
   @GuestThread
   struct Move {
+    // Long runs only: QEMU before 9.0 loses writes of a guest that it emulates and moves (docs/COMPATIBILITY.md), and one in some
+    // fifty moves ends in a panic.
     @Test(
-      "LC04: two disks, split and packed, verified through three moves; one process killed on the way; the lock goes along"
-    )
+      "LC04: two disks, split and packed, verified through three moves; one process killed on the way; the lock goes along",
+      .enduring)
     func disks() throws {
       let images = [try DiskImage(mebibytes: 32), try DiskImage(mebibytes: 32)]
       var here = try MovingDisks(images, incoming: false)
@@ -77,8 +79,8 @@ extension InAGuest {
     }
 
     @Test(
-      "Two cards through two moves: the guest's announcement and our RARP turn the bridges, a flow goes on"
-    )
+      "Two cards through two moves: the guest's announcement and our RARP turn the bridges, a flow goes on",
+      .enduring)
     func cards() throws {
       let namespace = try NetworkNamespace()
       var here = try MovingCards(namespace, side: 0)
