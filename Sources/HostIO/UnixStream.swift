@@ -36,7 +36,9 @@ public struct UnixStream: ~Copyable, Sendable {
     // SAFETY: reads the local value.
     unsafe setsockopt(
       socket.raw, SOL_SOCKET, SO_SNDTIMEO, &limit, socklen_t(MemoryLayout<timeval>.size))
-    let code = address.connect(socket)
+    var code = address.connect(socket)
+    // A signal ends the wait for the other side's backlog; nothing has begun then.
+    for _ in 0..<100 where code == EINTR { code = address.connect(socket) }
     guard code == 0 else { throw .system(call: "connect to '\(path)'", code: code) }
     _ = clx_fcntl_int(socket.raw, F_SETFL, Int(O_NONBLOCK))
     descriptor = socket
