@@ -9,8 +9,8 @@ extension InAGuest {
   @Suite("A guest that moves", .enabled(if: !BackendProcess.standIn))
   @GuestThread
   struct Move {
-    // Long runs only: QEMU before 9.0 loses writes of a guest that it emulates and moves (docs/COMPATIBILITY.md), and one in some
-    // fifty moves ends in a panic.
+    // Long runs only: QEMU before 9.0 loses writes of a guest that it emulates and moves (docs/COMPATIBILITY.md); once in some
+    // eighty moves the guest's kernel panicked.
     @Test(
       "LC04: two disks, split and packed, verified through three moves; one process killed on the way; the lock goes along",
       .enduring)
