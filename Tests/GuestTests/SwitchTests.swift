@@ -13,6 +13,8 @@ extension InAGuest {
     func cards() throws {
       let network = try SwitchedNetwork()
       var configuration = GuestConfiguration()
+      // Its solicitations and reports go to everybody when they please, and would be counted below.
+      configuration.kernelArguments = ["ipv6.disable=1"]
       configuration.arguments =
         network.card(1, slot: 4, [])
         + network.card(
@@ -42,7 +44,7 @@ extension InAGuest {
       #expect(try network.process.counter("bytes", of: "port0") > 1 << 20)
       try transfer(guest, from: "nsenter -t $(cat /tmp/other) -n", to: "", address: "10.78.0.2")
       // ARP asks again now and then; nothing else may have gone out.
-      #expect(try network.process.counter("delivered", of: "uplink") - before < 10)
+      #expect(try network.process.counter("delivered", of: "uplink") - before < 5)
 
       // To and from the host whole segments pass.
       let (frames, bytes) = try (counter(network, "frames"), counter(network, "bytes"))
