@@ -47,6 +47,13 @@ private struct EchoWorker: QueueWorker {
   }
 }
 
+/// A descriptor in an array.
+private final class SharedFD {
+  let raw: Int32
+  init(_ raw: Int32) { self.raw = raw }
+  deinit { close(raw) }
+}
+
 /// Device, thread, and the descriptors that messages carry.
 private final class SessionStage {
   private static let memoryBytes = 0x20000
@@ -61,6 +68,8 @@ private final class SessionStage {
   private let null: OwnedFD
   private let pair: UnixStreamPair
   private var lowest: Int32 = -1
+  /// Ends of pipes that are ours until the session has ended.
+  private var channels: [SharedFD] = []
 
   init() throws {
     thread = try QueueThread(name: "fuzz", cpus: [], policy: .interrupt, seats: 2, files: 0)
@@ -113,6 +122,7 @@ private final class SessionStage {
       if ContinuousClock.now > deadline { throw Defect("a session that does not end") }
     }
     server.finish()
+    channels = []
     try checkDescriptors()
   }
 
@@ -179,6 +189,30 @@ private final class SessionStage {
 
   // MARK: Messages
 
+  /// The back-end's end of a pipe for the device's state; one that comes in has it whole, and ends.
+  private func channel(_ feed: inout Feed, incoming: Bool) -> SharedFD? {
+    var ends: [Int32] = [-1, -1]
+    guard pipe(&ends) == 0 else { return nil }
+    let (reading, writing) = (SharedFD(ends[0]), SharedFD(ends[1]))
+    guard incoming else {
+      channels.append(reading)
+      return writing
+    }
+    var state = DeviceState()
+    let bytes: [UInt8]
+    switch feed.below(3) {
+    case 0:
+      state.set(1, feed.u64())
+      bytes = StateFormat.bytes(of: state, device: 0x7f)
+    case 1:
+      for _ in 0..<feed.below(4) { _ = state.set(UInt16(feed.u8()), bytes: feed.take(feed.below(12))) }
+      bytes = StateFormat.bytes(of: state, device: feed.pick([0x7f, 2]))
+    default: bytes = feed.take(feed.below(80))
+    }
+    bytes.withUnsafeBytes { _ = write(writing.raw, $0.baseAddress, $0.count) }
+    return reading
+  }
+
   private func descriptor(_ feed: inout Feed) -> Int32 {
     feed.pick([memory.raw, kick.raw, call.raw, small.raw, null.raw, pair.first.raw])
   }
@@ -208,7 +242,7 @@ private final class SessionStage {
         feed.pick([
           0x1_7000_0001, 0x5_7000_0001, .max, feed.isEmpty ? 0 : feed.u64(), 0x3_7000_0001, 0x7_7000_0001,
         ]))
-    case 16: put(feed.pick([0xb22b, 0, .max, UInt64(feed.u16())]))
+    case 16: put(feed.pick([0x8b22b, 0, .max, UInt64(feed.u16())]))
     case 5:
       let count = feed.pick([1, 2, 8, 9, 0, 0xffff_ffff])
       put(UInt64(count), 4)
@@ -252,6 +286,14 @@ private final class SessionStage {
       put(0, 4)
       if request == 32 { descriptors.append(feed.u8() & 7 == 7 ? descriptor(&feed) : memory.raw) }
     case 21: descriptors.append(feed.u8() & 1 == 0 ? pair.first.raw : descriptor(&feed))
+    case 42:
+      let direction = feed.below(3)
+      put(UInt64(direction), 4)
+      put(feed.u8() == 255 ? UInt64(feed.u32()) : 0, 4)
+      if let end = channel(&feed, incoming: direction == 1) {
+        descriptors.append(end.raw)
+        channels.append(end)
+      }
     case 6, 7: descriptors.append(descriptor(&feed))
     default: payload = feed.take(feed.pick([0, 0, 8, 1, 40]))
     }
