@@ -15,13 +15,11 @@ final class ImageMappings: Sendable {
 
   /// Nil where the image cannot be mapped: it is then read the longer way.
   init?(_ file: borrowing OwnedFD, byteCount: UInt64) {
-    guard let length = Int(exactly: byteCount), length > 0 else { return nil }
-    let pages = (byteCount >> ImageMap.pageShift) + 1
-    guard let image = try? Mapping(file: file, offset: 0, length: length),
+    let pages = (byteCount >> MappedImage.pageShift) + 1
+    guard let image = MappedImage.mapping(of: file, byteCount: byteCount),
       let bits = try? Mapping(anonymous: Int(pages / 8 + 1)),
       let looked = try? Mapping(anonymous: Int(pages / ImageMap.chunkPages + 1))
     else { return nil }
-    image.excludeFromCoreDumps()
     (self.image, self.bits, self.looked, self.byteCount) = (image, bits, looked, byteCount)
   }
 
@@ -38,45 +36,25 @@ final class ImageMappings: Sendable {
 /// Writes do not go this way. A page of the guest's that is gone reads as zeros here, and must not reach the storage so; the
 /// kernel's own copy fails instead.
 @safe struct ImageMap: Sendable {
-  fileprivate static let pageShift: UInt64 = 12
+  private static let pageShift = MappedImage.pageShift
   /// Pages of a chunk: what one look is for. 2 MiB.
   fileprivate static let chunkPages: UInt64 = 512
 
-  // SAFETY: of the image's mappings, which its owner keeps: `byteCount` bytes; a bit a page; a byte a chunk; a count. The
-  // hints are changed by any thread, atomically.
-  private nonisolated(unsafe) let base: UnsafeMutableRawPointer
+  private let image: MappedImage
+  // SAFETY: of the image's mappings, which its owner keeps: a bit a page; a byte a chunk. Changed by any thread, atomically.
   private nonisolated(unsafe) let bits: UnsafeMutableRawPointer
   private nonisolated(unsafe) let looked: UnsafeMutableRawPointer
-  private nonisolated(unsafe) let lost: UnsafeMutablePointer<UInt64>
-  private let byteCount: UInt64
+  private var byteCount: UInt64 { image.byteCount }
 
   fileprivate init(_ mappings: ImageMappings, byteCount: UInt64) {
-    unsafe base = mappings.image.base
+    image = MappedImage(mappings.image, byteCount: byteCount)
     unsafe bits = mappings.bits.base
     unsafe looked = mappings.looked.base
-    unsafe lost = mappings.image.lost
-    self.byteCount = byteCount
   }
-
-  /// Pages of the image that were gone when they were touched: it was cut short, and read as zeros.
-  private var isWhole: Bool { unsafe clx_load_relaxed_u64(lost) == 0 }
 
   /// Copies `bytes` at `offset` into the vectors, which have room for them. False: read them otherwise.
   func read(_ vectors: VectorRun, offset: UInt64, bytes: UInt32) -> Bool {
-    // The disk may have grown since. The sum is below 2^64: the request was checked against the disk's size.
-    guard offset &+ UInt64(bytes) <= byteCount, isWhole, areThere(offset, bytes) else {
-      return false
-    }
-    // SAFETY: below the mapping's length.
-    var source = unsafe UnsafeRawPointer(base + Int(offset))
-    for i in 0..<vectors.count {
-      // SAFETY: a vector of the request's own chain; together they are `bytes` long.
-      let vector = unsafe vectors.first[i]
-      unsafe clx_copy_once(vector.iov_base, source, UInt(vector.iov_len))
-      unsafe source += vector.iov_len
-    }
-    // A file that was cut short meanwhile read as zeros.
-    return isWhole
+    image.covers(offset, bytes) && areThere(offset, bytes) && image.copy(to: vectors, from: offset)
   }
 
   /// Data was written there, so there are pages now.
@@ -131,12 +109,8 @@ final class ImageMappings: Sendable {
     let count = min(Self.chunkPages, (byteCount >> Self.pageShift) &- first)
     var there: InlineArray<512, UInt8> = .init(repeating: 0)
     var span = there.mutableSpan
-    // SAFETY: `count` pages of the mapping, and as many bytes.
-    let code = unsafe span.withUnsafeMutableBufferPointer {
-      unsafe mincore(base + Int(first << Self.pageShift), Int(count << Self.pageShift), $0.baseAddress)
-    }
-    if code == 0 {
-      for i in 0..<Int(count) where there[i] & 1 != 0 { mark(first &+ UInt64(i), first &+ UInt64(i)) }
+    if image.look(at: first, count, &span) {
+      for i in 0..<Int(count) where span[i] & 1 != 0 { mark(first &+ UInt64(i), first &+ UInt64(i)) }
     }
     unsafe clx_store_relaxed_u8(looked + Int(chunk), 1)
   }

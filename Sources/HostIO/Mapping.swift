@@ -23,14 +23,16 @@ import Glibc
   /// page size (`FileFacts.pageSize`: for huge pages theirs), and the length is rounded up to one. Throws
   /// what mmap says: EACCES for a descriptor that may not be written, EPERM for a seal against writing,
   /// ENODEV for what has no pages, EINVAL, ENOMEM. Whether the file reaches so far is the caller's to check:
-  /// pages beyond its end are lost from the beginning. `closed`: nothing of it may be touched before `open`.
+  /// pages beyond its end are lost from the beginning. `closed`: nothing of it may be touched before `open`. Not `writable`:
+  /// whoever writes to it faults, and the descriptor need not let us.
   public init(
-    file: borrowing OwnedFD, offset: UInt64, length: Int, pageSize: Int = 4096, closed: Bool = false
+    file: borrowing OwnedFD, offset: UInt64, length: Int, pageSize: Int = 4096, closed: Bool = false,
+    writable: Bool = true
   ) throws(HostError) {
     guard let offset = Int(exactly: offset) else { throw .system(call: "mmap", code: EINVAL) }
     let (start, bytes) = try unsafe Self.map(
       MAP_SHARED | Int32(MAP_NORESERVE), file.raw, offset, length, pageSize,
-      protection: closed ? PROT_NONE : PROT_READ | PROT_WRITE)
+      protection: closed ? PROT_NONE : writable ? PROT_READ | PROT_WRITE : PROT_READ)
     let count = UnsafeMutablePointer<UInt64>.allocate(capacity: 1)
     unsafe count.initialize(to: 0)
     // SAFETY: a mapping of whole pages, new and ours; both stay until `deinit` has taken it out again.
