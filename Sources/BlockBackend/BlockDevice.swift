@@ -88,11 +88,13 @@ public final class BlockDevice: VirtioDevice {
   public var supportsIOMMU: Bool { true }
   public var needsHelper: Bool { image.engine != .null }
 
-  /// What its helper does, what a memory file system takes in place, and a look at the size.
+  /// What its helper does, what a memory file system and the page cache take in place, and a look at the size.
   public var sandboxNeeds: SandboxNeeds {
     guard image.storage != nil else { return SandboxNeeds() }
     return SandboxNeeds(
-      calls: [.preadv2, .pwritev2, .pread64, .pwrite64, .mincore, .fallocate, .fdatasync, .fsync],
+      calls: [
+        .preadv2, .pwritev2, .pread64, .pwrite64, .mincore, .getrusage, .fallocate, .fdatasync, .fsync,
+      ],
       controls: Set(
         [clx_BLKGETSIZE64, clx_BLKDISCARD, clx_BLKZEROOUT].map { UInt32(truncatingIfNeeded: $0) }))
   }
@@ -226,6 +228,8 @@ enum BlockCounter: Int, CaseIterable {
   case bounced, waits
   /// Requests that were moved along with the one before them, by one operation.
   case merged
+  /// Reads that were copied from a mapping of the image.
+  case mapped
   /// Flushes that reached the storage.
   case syncs
   /// Requests that had to wait for a rate limit, and for how long in all.

@@ -27,9 +27,12 @@ public struct BlockImage: ~Copyable, Sendable {
   public let limits: BlockLimits
   /// The pages of an image on a memory file system.
   private let mappings: ImageMappings?
+  /// What of an image is in the page cache.
+  private let cached: CacheMappings?
   /// The same of one on hugetlbfs that is written.
   private let pages: HugePages?
   var map: ImageMap? { mappings?.map }
+  var cacheMap: CacheMap? { cached?.map }
   private let isBlockDevice: Bool
   /// The same for every opening of the same storage, different for any other: "device:inode", or the null disk's size.
   public let identity: String
@@ -99,6 +102,9 @@ public struct BlockImage: ~Copyable, Sendable {
     let pages = mustCopy ? HugePages(descriptor, facts: fileFacts, byteCount: bytes) : nil
     guard !mustCopy || pages != nil else { throw .cannotOpen(path: path, code: ENOMEM) }
     mappings = probe.engine == .inline ? ImageMappings(descriptor, byteCount: bytes) : nil
+    // Where a page may have to come over a network, or from another process, only the ring may wait for it.
+    let isLocal = fileFacts.kind == .block || fileFacts.isOnLocalDisk
+    cached = probe.engine == .ring && isLocal ? CacheMappings(descriptor, byteCount: bytes) : nil
     self.pages = pages
     self.descriptor = consume descriptor
     byteCount = bytes
@@ -115,6 +121,7 @@ public struct BlockImage: ~Copyable, Sendable {
     descriptor = nil
     engine = .null
     mappings = nil
+    cached = nil
     pages = nil
     limits = BlockLimits()
     isBlockDevice = false

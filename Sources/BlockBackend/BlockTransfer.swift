@@ -67,6 +67,7 @@ extension BlockWorker {
     if request.kind == .read, let map,
       map.read(request.data, offset: request.offset, bytes: request.left)
     {
+      q.count(.mapped)
       finish(chain, .read, request.total, at: request.status, &q)
       return
     }

@@ -21,6 +21,7 @@ import VirtQueue
   let engine: BlockEngine
   let raw: Int32
   let map: ImageMap?
+  private var cached: CachedReads?
   // SAFETY: `size` requests; indexed by heads, which are below the queue's size. A request is read only between the
   // `hold` that wrote it and the `take` that ends it.
   let requests: UnsafeMutablePointer<BlockRequest>
@@ -37,6 +38,7 @@ import VirtQueue
     engine = device.image.engine
     raw = device.image.raw ?? -1
     map = device.image.map
+    cached = device.image.cacheMap.map { CachedReads($0) }
     unsafe requests = .allocate(capacity: Int(size))
     gate = RateGate(device.limiter)
   }
@@ -44,6 +46,7 @@ import VirtQueue
   deinit { unsafe requests.deallocate() }
 
   mutating func service<R: VirtRing & ~Copyable>(_ q: inout QueueIO<R>) {
+    cached?.beginTurn()
     while let chain = q.next() { begin(chain, &q) }
     if run.count > 0, let file { startRun(file, &q) }
   }
@@ -171,6 +174,11 @@ import VirtQueue
     }
     var data = kind == .write ? VectorRun(chain.readable) : VectorRun(chain.writable)
     if kind == .write { data.dropFirst(BlockHeader.byteCount) } else { data.dropLastByte() }
+    if kind == .read, cached?.read(data, offset: offset, bytes: bytes) == true {
+      q.count(.mapped)
+      finish(chain, kind, bytes, at: status, &q)
+      return
+    }
     let request = BlockRequest(
       kind: kind, status: status, data: data, offset: offset, left: bytes, total: bytes)
     if canMerge(request) { gather(chain, request, file, &q) } else { submit(chain, request, file, &q) }

@@ -25,7 +25,7 @@ static const struct {
     CALL(get_mempolicy) CALL(getcpu) CALL(getegid) CALL(geteuid) CALL(getgid) CALL(getpid) CALL(getrandom)
     CALL(getsockname) CALL(getsockopt) CALL(gettid) CALL(gettimeofday) CALL(getuid) CALL(init_module) CALL(ioctl)
     CALL(keyctl) CALL(kill) CALL(linkat) CALL(listen) CALL(lseek) CALL(madvise) CALL(mbind) CALL(membarrier)
-    CALL(mincore)
+    CALL(getrusage) CALL(mincore)
     CALL(memfd_create) CALL(mkdirat) CALL(mknodat) CALL(mmap) CALL(mount) CALL(move_pages) CALL(mprotect) CALL(mremap)
     CALL(msync) CALL(munmap) CALL(nanosleep) CALL(newfstatat) CALL(open_by_handle_at) CALL(openat)
     CALL(perf_event_open) CALL(personality) CALL(pivot_root) CALL(ppoll) CALL(prctl) CALL(pread64) CALL(preadv)

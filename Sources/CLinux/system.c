@@ -1,6 +1,7 @@
 // GNU-only calls, see clx_system.h.
 #include "CLinux.h"
 
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 
 const int clx_O_DIRECT = O_DIRECT, clx_O_PATH = O_PATH, clx_O_TMPFILE = O_TMPFILE;
@@ -41,4 +42,9 @@ int clx_direct_alignment(int fd, uint32_t *memory, uint32_t *offset) {
   *memory = facts.memory;
   *offset = facts.offset;
   return 0;
+}
+
+long clx_thread_major_faults(void) {
+  struct rusage usage;
+  return getrusage(RUSAGE_THREAD, &usage) == 0 ? usage.ru_majflt : 0;
 }

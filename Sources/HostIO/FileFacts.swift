@@ -18,6 +18,8 @@ public struct FileFacts: Sendable, Equatable {
   public let isHuge: Bool
   /// On tmpfs (memfds are), where RWF_NOWAIT does not work.
   public let isTmpfs: Bool
+  /// On a file system of this machine's own disks, whose pages stay in the page cache until memory is wanted.
+  public let isOnLocalDisk: Bool
 
   public init(of descriptor: borrowing OwnedFD) throws(HostError) { try self.init(of: descriptor.raw) }
 
@@ -44,5 +46,7 @@ public struct FileFacts: Sendable, Equatable {
     isHuge = known && type == UInt64(CLX_HUGETLBFS_MAGIC)
     pageSize = isHuge ? Int(clamping: block) : sysconf(Int32(_SC_PAGESIZE))
     isTmpfs = known && type == UInt64(CLX_TMPFS_MAGIC)
+    let local = [CLX_EXT4_MAGIC, CLX_XFS_MAGIC, CLX_BTRFS_MAGIC, CLX_F2FS_MAGIC]
+    isOnLocalDisk = known && local.contains { UInt64($0) == type }
   }
 }

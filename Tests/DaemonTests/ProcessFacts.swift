@@ -85,6 +85,17 @@ struct ProcessFacts {
   /// How many mappings it has.
   var mappings: Int { text("maps").split(separator: "\n").count }
 
+  /// Kilobytes of a file, by its path, that its mappings have at hand.
+  func resident(of file: String) -> Int {
+    var isThere = false
+    return text("smaps").split(separator: "\n").reduce(0) { sum, line in
+      let words = line.split(whereSeparator: \.isWhitespace)
+      // A mapping's first line begins with its addresses, the others with a name and a colon.
+      if words.first?.hasSuffix(":") == false { isThere = words.last.map(String.init) == file }
+      return isThere && words.first == "Rss:" ? sum + (Int(words[1]) ?? 0) : sum
+    }
+  }
+
   /// Mappings that may be executed: address range, permissions, file. The kernel gives the list in pieces, between which
   /// a mapping that comes or goes can hide another: all that several looks saw.
   var executableMappings: Set<String> {

@@ -50,6 +50,8 @@ CLX_INLINE int clx_prctl(int option, unsigned long a, unsigned long b, unsigned 
 CLX_INLINE int clx_rename_new(const char *from, const char *to) {
   return (int)syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 1u /* RENAME_NOREPLACE */);
 }
+/// How often this thread had to wait for a page that was on a disk.
+long clx_thread_major_faults(void);
 CLX_INLINE int clx_gettid(void) { return (int)syscall(SYS_gettid); }
 // These need _GNU_SOURCE, which an importing module does not define: in system.c.
 int clx_accept4(int fd, int flags);
@@ -67,6 +69,7 @@ enum {
   CLX_F_OFD_SETLK = 37, CLX_F_OFD_SETLKW = 38, CLX_F_OFD_GETLK = 36,
   CLX_RWF_DSYNC = 2, CLX_RWF_NOWAIT = 8, CLX_AT_EMPTY_PATH = 0x1000,
   CLX_HUGETLBFS_MAGIC = 0x958458f6, CLX_TMPFS_MAGIC = 0x01021994,
+  CLX_EXT4_MAGIC = 0xef53, CLX_XFS_MAGIC = 0x58465342, CLX_BTRFS_MAGIC = 0x9123683e, CLX_F2FS_MAGIC = 0xf2f52010,
   CLX_FALLOC_KEEP_SIZE = FALLOC_FL_KEEP_SIZE, CLX_FALLOC_PUNCH_HOLE = FALLOC_FL_PUNCH_HOLE, CLX_FALLOC_ZERO_RANGE = FALLOC_FL_ZERO_RANGE,
   CLX_POLLIN = POLLIN, CLX_POLLOUT = POLLOUT, CLX_POLLHUP = POLLHUP, CLX_POLLERR = POLLERR,
 };

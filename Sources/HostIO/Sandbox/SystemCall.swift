@@ -13,7 +13,8 @@ public enum SystemCall: String, CaseIterable, Sendable {
   case fork, fstat, fstatfs, fsync, ftruncate, futex
   case futexWaitV = "futex_waitv"
   case getMemoryPolicy = "get_mempolicy"
-  case getcpu, getegid, geteuid, getgid, getpid, getrandom, getsockname, getsockopt, gettid, gettimeofday,
+  case getcpu, getegid, geteuid, getgid, getpid, getrandom, getrusage, getsockname, getsockopt, gettid,
+    gettimeofday,
     getuid
   case ioctl
   case ringEnter = "io_uring_enter"
