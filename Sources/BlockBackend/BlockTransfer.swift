@@ -11,6 +11,9 @@ extension BlockWorker {
   /// More vectors than the kernel takes in one operation are moved in several.
   private static var vectorLimit: Int { 1024 }
   private static var retryLimit: UInt8 { 100 }
+  /// Operations past the page cache that go to the kernel together. It starts the device when it has seen the last of them, after
+  /// microseconds for each; the more at once, the longer the device has nothing to do.
+  static var directBatch: UInt32 { 8 }
 
   /// Begins a request, or goes on with one: in place, or with the chain held under its head until the completion.
   mutating func submit<R: VirtRing & ~Copyable>(
@@ -46,6 +49,7 @@ extension BlockWorker {
         head: head)
     case .flush: q.syncData(file, head: head)
     }
+    if engine == .direct { q.submit(atLeast: Self.directBatch) }
   }
 
   /// Whether a request may be moved together with its neighbours.

@@ -126,6 +126,7 @@ extension BlockWorker {
       unsafe q.writev(
         file, vectors, count: filled, offset: request.offset, durable: device.mustBeDurable, head: run.first)
     }
+    if engine == .direct { q.submit(atLeast: Self.directBatch) }
   }
 
   /// The end of a run's one operation. Requests that it did not move whole are started again, each by itself, so that what went

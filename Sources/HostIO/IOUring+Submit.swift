@@ -104,17 +104,24 @@ extension IOUring {
     submit(.pollRemove, on: Self.anyFile, offset: 0, address: UInt(target), length: 0, token: token)
   }
 
-  /// Whether entries wait to be submitted.
-  @inlinable public var hasUnsubmitted: Bool {
+  /// How many entries wait to be submitted.
+  @inlinable public var unsubmitted: UInt32 {
     // SAFETY: the ring's own fields, which only this thread moves.
-    unsafe ring.pointee.sq.sqe_tail != ring.pointee.sq.sqe_head
+    unsafe ring.pointee.sq.sqe_tail &- ring.pointee.sq.sqe_head
   }
+  @inlinable public var hasUnsubmitted: Bool { unsubmitted != 0 }
 
   /// Submits what was prepared and runs what the kernel has ready; does not wait. Nothing prepared is ever dropped:
   /// EINTR, EAGAIN and EBUSY leave it for the next call.
   @inlinable public mutating func submit() {
     // SAFETY: the owner's thread, an enabled ring.
     _ = unsafe io_uring_submit_and_get_events(ring)
+  }
+
+  /// Submits what was prepared, as `submit`, and runs nothing.
+  @inlinable public mutating func flush() {
+    // SAFETY: as `submit`.
+    _ = unsafe io_uring_submit(ring)
   }
 
   /// Submits, then waits until a completion is there or the time is over. Nil waits without a bound.
