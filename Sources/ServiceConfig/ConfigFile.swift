@@ -81,6 +81,10 @@ public enum ConfigFile {
     }
     var arguments = [name]
     for (key, value) in device.sorted(by: { $0.key < $1.key }) where key != "device" {
+      // Whatever else would be no option once it is an argument: none at all, or a sign that joins the dashes before it.
+      guard key.utf8.contains(where: isLetter),
+        key.utf8.allSatisfy({ isLetter($0) || $0 == UInt8(ascii: "-") })
+      else { throw .wrong("\(place): no option is called \"\(key)\"") }
       switch value {
       case .text(let text): arguments += ["--\(key)=\(text)"]
       case .list(let list): arguments += list.map { "--\(key)=\($0)" }
@@ -89,6 +93,10 @@ public enum ConfigFile {
       }
     }
     return ConfiguredDevice(place: place, arguments: arguments)
+  }
+
+  private static func isLetter(_ byte: UInt8) -> Bool {
+    (UInt8(ascii: "a")...UInt8(ascii: "z")).contains(byte)
   }
 
   private static func sentence(for error: DecodingError) -> String {

@@ -44,4 +44,18 @@ struct SchemaTests {
       #expect(keys == options, "\(device): \(keys.symmetricDifference(options))")
     }
   }
+
+  @Test(
+    "a key that would be no option as an argument is refused by its name",
+    arguments: ["", "-", "\u{301}serial", "a b"])
+  func keys(key: String) throws {
+    let folder = try TemporaryFolder()
+    let disk: [String: Any] = [
+      "device": "blk", "socket-path": folder.file("s"), "null-size": "1M", key: true,
+    ]
+    let file = folder.file("config.json")
+    try JSONSerialization.data(withJSONObject: ["devices": [disk]]).write(to: URL(fileURLWithPath: file))
+    try Run(["serve", "--config", file], in: folder).expectFailure(
+      2, naming: ["devices[0]", "no option", key])
+  }
 }
