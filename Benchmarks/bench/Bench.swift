@@ -6,7 +6,7 @@ import GuestHarness
 
 @main
 struct Bench {
-  static let suites = ["rings", "null", "tmpfs", "cached", "direct", "idle", "net", "guest"]
+  static let suites = ["rings", "null", "tmpfs", "cached", "direct", "pinned", "idle", "net", "guest"]
   static let usage = """
     bench [--quick] [--json FILE] [--html FILE] [NAME...]     names: \(suites.joined(separator: ", "))
     """
@@ -91,6 +91,9 @@ struct Bench {
     case "direct":
       let file = try StorageFile(in: Self.diskFolder, bytes: bytes)
       return try DiskSuite.direct(quick: options.quick, file: file, bytes: bytes).run(pace)
+    case "pinned":
+      let file = try StorageFile(in: Self.diskFolder, bytes: bytes)
+      return try DiskSuite.pinned(quick: options.quick, file: file, bytes: bytes).run(pace)
     default: return try IdleSuite.run(pace, quick: options.quick)
     }
   }

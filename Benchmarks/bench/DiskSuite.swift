@@ -9,6 +9,8 @@ struct DiskSuite {
   let storage: Storage
   /// What the storage is in, for as long as the suite runs; nil: nothing.
   var file: StorageFile?
+  /// What ours is told beside the storage.
+  var options: [String] = []
   let workloads: [(Workload, Targets)]
   /// Those whose system calls are counted.
   let counted: [(Workload, Target?)]
@@ -24,7 +26,7 @@ struct DiskSuite {
 
   func run(_ pace: Pace) throws -> [Row] {
     defer { withExtendedLifetime(file) {} }
-    let ours = try DiskServer.ours(storage, queues: 4)
+    let ours = try DiskServer.ours(storage, queues: 4, options: options)
     let peer = try DiskServer.peer(storage, queues: 4)
     defer {
       ours.stop()

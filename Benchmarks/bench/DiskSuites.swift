@@ -60,6 +60,22 @@ extension DiskSuite {
       counted: [(Workload(), .atMost(1.1))])
   }
 
+  /// The same, with the driver's memory held in place (`--pin-guest-memory`); the peer has no such thing.
+  static func pinned(quick: Bool, file: StorageFile, bytes: Int) -> DiskSuite {
+    var entries: [Entry] = [
+      (Workload(), .none), (.with { ($0.size, $0.depth, $0.order) = (128 << 10, 8, "sequential") }, .none),
+    ]
+    if !quick {
+      entries += [
+        (.with { $0.operation = "write" }, .none),
+        (.with { ($0.size, $0.depth, $0.order) = (1 << 20, 4, "sequential") }, .none),
+      ]
+    }
+    return DiskSuite(
+      name: "pinned", storage: Storage(kind: .file(path: file.path, direct: true), bytes: bytes), file: file,
+      options: ["--pin-guest-memory"], workloads: entries, counted: [(Workload(), .atMost(1.1))])
+  }
+
   private static func loads(_ quick: Bool, depth32: Targets, depth1: Targets) -> [(Workload, Targets)] {
     var entries: [Entry] = [
       (.with { $0.depth = 1 }, depth1),
@@ -74,6 +90,8 @@ extension DiskSuite {
         (.with { $0.client = "sleep" }, .none),
         (.with { $0.operation = "mixed" }, .none),
         (.with { $0.size = 512 }, .none),
+        (.with { $0.order = "sequential" }, .none),
+        (.with { ($0.order, $0.operation) = ("sequential", "write") }, .none),
         (.with { ($0.size, $0.depth, $0.order) = (128 << 10, 8, "sequential") }, .none),
         (
           .with { ($0.size, $0.depth, $0.order, $0.operation) = (128 << 10, 8, "sequential", "write") }, .none

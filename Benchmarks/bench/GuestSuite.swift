@@ -6,13 +6,14 @@ import GuestHarness
 
 enum GuestSuite {
   private static let peer = "QEMU's virtio-blk"
-  private static let oursSlot = 4
-  private static let peerSlot = 5
+  /// Ours and the peer's on storage, and the same two that keep nothing: with those, all that is left of a request is its way.
+  private static let slots = (disks: (ours: 4, peer: 5), null: (ours: 6, peer: 7))
 
   private struct Load {
     let name: String
     let arguments: String
-    let target: Double?
+    var target: Double?
+    var isNull = false
   }
 
   static func run(_ pace: Pace, quick: Bool, folder: String) throws -> [Row] {
@@ -21,13 +22,14 @@ enum GuestSuite {
     let files = try (0..<2).map { _ in try StorageFile(in: folder, bytes: bytes) }
     defer { withExtendedLifetime(files) {} }
     let ours = try BackendProcess.disk(files[0].path)
+    let null = try BackendProcess.vhostSwiftd(["blk", "--socket-path", "{socket}", "--null-size", "\(bytes)"])
     var configuration = GuestConfiguration()
-    configuration.attachDisk(ours, slot: oursSlot)
-    configuration.arguments = [
-      "-object", "iothread,id=io", "-blockdev",
-      "driver=file,node-name=built-in,filename=\(files[1].path),aio=io_uring", "-device",
-      "virtio-blk-pci,drive=built-in,iothread=io,num-queues=1,queue-size=128,addr=0x\(peerSlot)",
-    ]
+    configuration.attachDisk(ours, slot: slots.disks.ours)
+    configuration.attachDisk(null, slot: slots.null.ours)
+    configuration.arguments =
+      ["-object", "iothread,id=io"]
+      + builtIn("built-in", "driver=file,filename=\(files[1].path),aio=io_uring", slots.disks.peer)
+      + builtIn("null", "driver=null-co,size=\(bytes),read-zeroes=off", slots.null.peer)
     let image = try TemporaryFolder()
     configuration.initramfs = image.file("initramfs")
     try GuestImage.adding([try Environment.program("guest-load")], writtenTo: image.file("initramfs"))
@@ -35,10 +37,15 @@ enum GuestSuite {
     defer {
       guest.kill()
       try? ours.stop()
+      try? null.stop()
     }
-    let disks = try [oursSlot, peerSlot].map { slot in
+    func names(_ slots: (ours: Int, peer: Int)) throws -> (ours: String, peer: String) {
+      (try name(slots.ours), try name(slots.peer))
+    }
+    func name(_ slot: Int) throws -> String {
       "/dev/" + (try guest.check("basename /sys/bus/pci/devices/0000:00:0\(slot).0/virtio*/block/*"))
     }
+    let (disks, nullDisks) = (try names(slots.disks), try names(slots.null))
     let accelerator = try Environment.accelerator.get()
     return try loads(quick).map { load in
       Progress.note("guest: \(load.name)")
@@ -46,8 +53,9 @@ enum GuestSuite {
         name: "rate", unit: "requests/s", higherIsBetter: true, ours: [],
         target: load.target.map { .ratio($0) })
       for _ in 0..<pace.rounds {
-        measure.ours.append(try rate(guest, disks[0], load, quick))
-        measure.peer.append(try rate(guest, disks[1], load, quick))
+        let pair = load.isNull ? nullDisks : disks
+        measure.ours.append(try rate(guest, pair.ours, load, quick))
+        measure.peer.append(try rate(guest, pair.peer, load, quick))
       }
       return Row(
         suite: "guest", name: "\(load.name), one guest (\(accelerator))", peer: peer, measures: [measure])
@@ -62,8 +70,18 @@ enum GuestSuite {
     ]
     if quick { return few }
     return few + [
-      Load(name: "4 KiB random write, depth 32", arguments: "write 4096 32", target: nil),
-      Load(name: "4 KiB random read, depth 128", arguments: "read 4096 128", target: nil),
+      Load(name: "4 KiB random write, depth 32", arguments: "write 4096 32"),
+      Load(name: "4 KiB random read, depth 128", arguments: "read 4096 128"),
+      Load(name: "4 KiB random read, depth 1, null disks", arguments: "read 4096 1", isNull: true),
+      Load(name: "4 KiB random read, depth 32, null disks", arguments: "read 4096 32", isNull: true),
+    ]
+  }
+
+  /// A disk of QEMU's own on a block node of that name.
+  private static func builtIn(_ name: String, _ node: String, _ slot: Int) -> [String] {
+    [
+      "-blockdev", "node-name=\(name),\(node)", "-device",
+      "virtio-blk-pci,drive=\(name),iothread=io,num-queues=1,queue-size=128,addr=0x\(slot)",
     ]
   }
 

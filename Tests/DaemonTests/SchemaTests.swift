@@ -56,6 +56,6 @@ struct SchemaTests {
     let file = folder.file("config.json")
     try JSONSerialization.data(withJSONObject: ["devices": [disk]]).write(to: URL(fileURLWithPath: file))
     try Run(["serve", "--config", file], in: folder).expectFailure(
-      2, naming: ["devices[0]", "no option", key])
+      2, naming: ["devices[0]", "no option is called \"\(key)\""])
   }
 }
