@@ -35,3 +35,8 @@ extension ChildProcess {
     return log[..<end].split(separator: "\n").filter { $0.hasPrefix("{") }.map(String.init)
   }
 }
+
+extension NetCard {
+  /// A counter's sum over the queues, or one queue's.
+  func counter(_ name: String, queue: Int? = nil) throws -> Int { try process.counter(name, queue: queue) }
+}

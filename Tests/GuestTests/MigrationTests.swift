@@ -86,7 +86,7 @@ extension InAGuest {
       var here = try MovingCards(namespace, side: 0)
       var guest = try Guest.boot(here.configuration)
       for (index, card) in here.cards.enumerated() {
-        _ = try Networked(guest: guest).up(card, slot: 4 + index)
+        try Networked(guest: guest).up(card, slot: 4 + index)
       }
       let server = try namespace.start("iperf3", ["-s"])
       try guest.check("iperf3 -c \(here.cards[0].hostAddress) -t 600 -b 4M >/tmp/flow 2>&1 &")

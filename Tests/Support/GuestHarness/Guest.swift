@@ -45,9 +45,12 @@ public final class Guest {
     let (control, controlEnd) = try LineChannel.pair(name: "monitor")
     let (commands, commandEnd) = try LineChannel.pair(name: "command port")
     self.commands = commands
+    let program = "qemu-system-x86_64"
+    let words = configuration.namespace?.command(program, line) ?? [program] + line
     let started = Result { [folder] in
       try ChildProcess(
-        "qemu-system-x86_64", line, log: folder.file("qemu.log"), descriptors: [controlEnd, commandEnd])
+        words[0], Array(words.dropFirst()), log: folder.file("qemu.log"),
+        descriptors: [controlEnd, commandEnd])
     }
     // Only QEMU holds the other ends: its end is the end of both channels.
     close(controlEnd)

@@ -13,6 +13,8 @@ public struct GuestConfiguration {
   public var kernelArguments: [String] = []
   /// Instead of the usual initramfs: see `GuestImage.adding`.
   public var initramfs: String?
+  /// Where QEMU runs, for taps that it opens by itself; nil: the host's network.
+  public var namespace: NetworkNamespace?
   /// Added to QEMU's command line, after the devices.
   public var arguments: [String] = []
   private(set) var devices: [String] = []
