@@ -6,7 +6,9 @@ import GuestHarness
 
 @main
 struct Bench {
-  static let suites = ["rings", "null", "tmpfs", "cached", "direct", "pinned", "idle", "net", "guest"]
+  static let suites = [
+    "rings", "null", "tmpfs", "cached", "direct", "pinned", "idle", "net", "iperf", "guest",
+  ]
   static let usage = """
     bench [--quick] [--json FILE] [--html FILE] [NAME...]     names: \(suites.joined(separator: ", "))
     """
@@ -73,7 +75,7 @@ struct Bench {
     switch name {
     case "rings": return try RingSuite.run(quick: options.quick, missing: &missing)
     case "net": return try NetSuite.run(pace, quick: options.quick, missing: &missing)
-    case "guest": return try guest(pace)
+    case "iperf", "guest": return try guest(name, pace)
     default: break
     }
     guard Machine.has("qemu-storage-daemon") else {
@@ -98,11 +100,12 @@ struct Bench {
     }
   }
 
-  private mutating func guest(_ pace: Pace) throws -> [Row] {
+  private mutating func guest(_ name: String, _ pace: Pace) throws -> [Row] {
     guard Machine.has("qemu-system-x86_64") else {
-      missing.append("guest: QEMU is not here (apt-get install qemu-system-x86)")
+      missing.append("\(name): QEMU is not here (apt-get install qemu-system-x86)")
       return []
     }
+    if name == "iperf" { return try IperfSuite.run(pace, missing: &missing) }
     return try GuestSuite.run(pace, quick: options.quick, folder: "/dev/shm")
   }
 
