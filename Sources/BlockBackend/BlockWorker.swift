@@ -38,7 +38,8 @@ import VirtQueue
     engine = device.image.engine
     raw = device.image.raw ?? -1
     map = device.image.map
-    cached = device.image.cacheMap.map { CachedReads($0) }
+    // By `map` of Optional, debug builds (6.3.1) take nil for a value.
+    if let map = device.image.cacheMap { cached = CachedReads(map) } else { cached = nil }
     unsafe requests = .allocate(capacity: Int(size))
     gate = RateGate(device.limiter)
   }
