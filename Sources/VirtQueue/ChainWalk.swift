@@ -14,33 +14,37 @@ import Glibc
 /// A descriptor of the split layout {le64 address, le32 length, le16 flags, le16 next}, read once: two loads.
 @usableFromInline struct SplitDescriptor {
   @usableFromInline let address: UInt64
-  @usableFromInline let length: UInt32
-  @usableFromInline let flags: UInt16
-  @usableFromInline let next: UInt16
+  @usableFromInline let rest: UInt64
 
   // SAFETY: the caller has 16 mapped bytes at `place`.
   @unsafe @inlinable @inline(__always)
   init(at place: UnsafeMutableRawPointer) {
     address = unsafe clx_load_relaxed_u64(place)
-    let rest = unsafe clx_load_relaxed_u64(place + 8)
-    length = UInt32(truncatingIfNeeded: rest)
-    flags = UInt16(truncatingIfNeeded: rest >> 32)
-    next = UInt16(truncatingIfNeeded: rest >> 48)
+    rest = unsafe clx_load_relaxed_u64(place + 8)
   }
 
   /// From a copy of table bytes.
   @inlinable init(address: UInt64, rest: UInt64) {
     self.address = address
-    length = UInt32(truncatingIfNeeded: rest)
-    flags = UInt16(truncatingIfNeeded: rest >> 32)
-    next = UInt16(truncatingIfNeeded: rest >> 48)
+    self.rest = rest
   }
+
+  @inlinable var length: UInt32 { UInt32(truncatingIfNeeded: rest) }
+  @inlinable var flags: UInt16 { UInt16(truncatingIfNeeded: rest >> 32) }
+  @inlinable var next: UInt16 { UInt16(truncatingIfNeeded: rest >> 48) }
+  @inlinable var isWritable: Bool { flags & DescriptorFlag.write != 0 }
+
+  /// An entry of a packed ring's table has its flags last, {length, id, flags}, and only WRITE counts (virtio 1.3 §2.8.7).
+  @inlinable @inline(__always)
+  func flags(sequential: Bool) -> UInt16 { sequential ? next : flags }
 }
 
 extension SlotTable {
   /// The most descriptors of a chain, indirect ones included: what QEMU allows, or the queue size where that is more.
   /// (virtio 1.3 §2.7.5.3.1 says the queue size; Linux exceeds it with indirect tables.)
   @inlinable var descriptorLimit: UInt32 { max(UInt32(size), 1024) }
+  /// The most entries of an indirect table: what an index reaches.
+  static var mostEntries: UInt32 { 32768 }
 
   /// Appends one descriptor's buffer to a walk.
   @inlinable @inline(__always)
@@ -82,6 +86,7 @@ extension SlotTable {
     }
     var at = address
     var left = UInt64(length)
+    var hint = unsafe near - view.entries
     while left > 0 {
       guard let piece = unsafe view.piece(at: at, upTo: left, hint: &hint) else {
         unsafe walk.hasHole = true
@@ -89,7 +94,8 @@ extension SlotTable {
       }
       // SAFETY: the piece is in guest memory; its count is between 1 and `left`.
       if let fault = unsafe place(piece.start, Int(piece.count), &walk, in: slot) { return fault }
-      unsafe walk.near = view.entries + hint
+      unsafe near = view.entries + hint
+      unsafe walk.near = unsafe near
       left -= unsafe piece.count
       // Wraps only past the last region, where the next look-up finds a hole or a region at 0 that the driver named.
       let (next, wrapped) = unsafe at.addingReportingOverflow(piece.count)
@@ -123,61 +129,65 @@ extension SlotTable {
     guard byteCount > 0, byteCount % 16 == 0 else { return .indirectLength(byteCount) }
     let entries = byteCount / 16
     // A split table may be longer than the chain in it; a packed one is the chain.
-    guard entries <= 32768 else { return .indirectLength(byteCount) }
+    guard entries <= Self.mostEntries else { return .indirectLength(byteCount) }
     if sequential, entries > descriptorLimit { return .chainTooLong(limit: descriptorLimit) }
-    // Most often the table is in the region of the last buffer, in one piece.
-    let offset = unsafe address &- walk.near.pointee.start
-    let size = unsafe walk.near.pointee.size
-    if offset < size, size &- offset >= UInt64(byteCount) {
-      // SAFETY: the whole table is there, and the walk stays below `entries`.
-      let flat = unsafe walk.near.pointee.host + Int(truncatingIfNeeded: offset)
-      return unsafe walkTable(entries, alreadySeen, sequential, &walk, slot, unmapped: address) {
-        unsafe SplitDescriptor(at: flat + 16 * Int($0))
-      }
-    }
     if translator != nil {
       return unsafe appendTranslatedTable(address, byteCount, alreadySeen, sequential, &walk, slot)
     }
     guard var cursor = TableCursor(view: view, address: address, byteCount: byteCount) else {
       return .indirectUnmapped(address)
     }
-    return unsafe walkTable(entries, alreadySeen, sequential, &walk, slot, unmapped: address) {
+    return unsafe walkTable(
+      TableWalk(entries: entries, seen: alreadySeen, sequential: sequential, address: address), &walk, slot
+    ) {
       cursor.entry($0)
     }
   }
 
-  /// The walk itself; `entry` gives a descriptor below `entries`, nil where it is in no guest memory.
+  /// The walk itself, from the entry that is next; `entry` gives a descriptor below `entries`, nil where it is in no guest memory.
   @inline(__always)
   mutating func walkTable(
-    _ entries: UInt32, _ alreadySeen: UInt32, _ sequential: Bool, _ outer: inout Walk,
-    _ slot: UnsafeMutablePointer<Slot>, unmapped address: UInt64, _ entry: (UInt32) -> SplitDescriptor?
+    _ table: TableWalk, from first: SplitDescriptor? = nil, _ outer: inout Walk,
+    _ slot: UnsafeMutablePointer<Slot>, _ entry: (UInt32) -> SplitDescriptor?
   ) -> QueueFault? {
     let limit = descriptorLimit
-    var index: UInt32 = 0
-    var seen = alreadySeen
+    var (index, seen) = (table.index, table.seen)
+    var next = first ?? entry(index)
     var walk = unsafe outer
     defer { unsafe outer = unsafe walk }
-    while true {
-      guard let descriptor = entry(index) else { return .indirectUnmapped(address) }
+    while let descriptor = next {
       seen &+= 1
       if seen > limit { return .chainTooLong(limit: limit) }
-      // A packed entry has its flags last, {length, id, flags}, and only WRITE counts (virtio 1.3 §2.8.7).
-      let flags = sequential ? descriptor.next : descriptor.flags
-      if flags & DescriptorFlag.indirect != 0, !sequential { return .indirectNested }
+      let flags = descriptor.flags(sequential: table.sequential)
+      if flags & DescriptorFlag.indirect != 0, !table.sequential { return .indirectNested }
       // SAFETY: the slot is the caller's; `append` checks all that the descriptor says.
       if let fault = unsafe append(
         descriptor.address, descriptor.length, writable: flags & DescriptorFlag.write != 0, &walk, to: slot)
       {
         return fault
       }
-      if sequential {
+      if table.sequential {
         index &+= 1
-        if index == entries { return nil }
+        if index == table.entries { return nil }
       } else {
         if flags & DescriptorFlag.next == 0 { return nil }
         index = UInt32(descriptor.next)
-        if index >= entries { return .nextOutOfRange(descriptor.next, table: entries) }
+        if index >= table.entries { return .nextOutOfRange(descriptor.next, table: table.entries) }
       }
+      next = entry(index)
     }
+    return .indirectUnmapped(table.address)
   }
+}
+
+/// How far the walk of an indirect table has come.
+struct TableWalk {
+  let entries: UInt32
+  /// The entry that is next, and how many descriptors of the chain were before it.
+  var index: UInt32 = 0
+  let seen: UInt32
+  /// A packed ring's: in order, not by `next`.
+  let sequential: Bool
+  /// Where the table is.
+  let address: UInt64
 }

@@ -3,16 +3,19 @@
 /// A place in the ring and the wrap counter it is read under.
 @usableFromInline struct PackedPosition {
   @usableFromInline var index: UInt16
-  @usableFromInline var wrap: Bool
+  /// The wrap counter as the device marks a used descriptor under it: AVAIL and USED both as the counter is.
+  @usableFromInline var marks: UInt16
 
   @inlinable init(index: UInt16, wrap: Bool) {
     self.index = index
-    self.wrap = wrap
+    marks = wrap ? PackedWord.marks : 0
   }
+
+  @inlinable var wrap: Bool { marks != 0 }
 
   /// From, and to, the 16 bits that SET_VRING_BASE and the event areas use: 15 of index, one of wrap.
   @inlinable init(_ bits: UInt16) { self.init(index: bits & 0x7fff, wrap: bits >> 15 == 1) }
-  @inlinable var bits: UInt16 { index | (wrap ? 0x8000 : 0) }
+  @inlinable var bits: UInt16 { index | (marks & 0x8000) }
 
   /// `count` is at most `size`, so one wrap is enough.
   @inlinable @inline(__always)
@@ -20,7 +23,7 @@
     let sum = UInt32(index) &+ UInt32(count)
     if sum >= UInt32(size) {
       index = UInt16(truncatingIfNeeded: sum &- UInt32(size))
-      wrap.toggle()
+      marks ^= PackedWord.marks
     } else {
       index = UInt16(truncatingIfNeeded: sum)
     }
@@ -30,7 +33,7 @@
   mutating func retreat(by count: UInt16, size: UInt16) {
     if count > index {
       index = UInt16(truncatingIfNeeded: UInt32(index) &+ UInt32(size) &- UInt32(count))
-      wrap.toggle()
+      marks ^= PackedWord.marks
     } else {
       index &-= count
     }
@@ -41,6 +44,7 @@
 @usableFromInline struct PackedWord {
   @usableFromInline static var available: UInt16 { 1 << 7 }
   @usableFromInline static var used: UInt16 { 1 << 15 }
+  @usableFromInline static var marks: UInt16 { available | used }
 
   @usableFromInline let raw: UInt64
   @inlinable init(raw: UInt64) { self.raw = raw }
@@ -48,20 +52,18 @@
   @inlinable var id: UInt16 { UInt16(truncatingIfNeeded: raw >> 32) }
   @inlinable var flags: UInt16 { UInt16(truncatingIfNeeded: raw >> 48) }
 
-  /// Available and not used, under this wrap counter (virtio 1.3 §2.8.1).
-  @inlinable func isAvailable(_ wrap: Bool) -> Bool {
-    (flags & Self.available != 0) == wrap && (flags & Self.used != 0) != wrap
+  /// Available and not used, under the wrap counter of a position (virtio 1.3 §2.8.1).
+  @inlinable @inline(__always)
+  func isAvailable(at position: PackedPosition) -> Bool {
+    (flags ^ position.marks) & Self.marks == Self.used
   }
 
-  /// Used, under this wrap counter.
-  func isUsed(_ wrap: Bool) -> Bool {
-    (flags & Self.available != 0) == wrap && (flags & Self.used != 0) == wrap
-  }
+  /// Used, under the wrap counter of a position.
+  func isUsed(at position: PackedPosition) -> Bool { flags & Self.marks == position.marks }
 
   /// What the device writes: WRITE says that `length` bytes were written; both marks equal the wrap counter.
-  @inlinable init(used id: UInt16, length: UInt32, wrap: Bool) {
-    let marks: UInt16 = wrap ? Self.available | Self.used : 0
-    let flags = marks | (length > 0 ? DescriptorFlag.write : 0)
+  @inlinable init(used id: UInt16, length: UInt32, at position: PackedPosition) {
+    let flags = position.marks | (length > 0 ? DescriptorFlag.write : 0)
     raw = UInt64(length) | UInt64(id) << 32 | UInt64(flags) << 48
   }
 }

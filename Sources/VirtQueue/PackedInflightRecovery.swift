@@ -57,7 +57,7 @@ struct PackedInflightRecovery {
     let ahead = log.used
     let certain = log.certainUsed
     guard ahead.index < size, certain.index < size else { throw .corrupt("used position \(certain.index)") }
-    if ahead.bits != certain.bits, wordInRing(certain.index).isUsed(certain.wrap) {
+    if ahead.bits != certain.bits, wordInRing(certain.index).isUsed(at: certain) {
       log.certainFreeHead = log.freeHead
       log.certainUsed = ahead
       return ahead

@@ -12,6 +12,7 @@ import CLinux
   // SAFETY: the three areas lie in regions of `table.map`, at the lengths the layout asks for; `move` renews them
   // before the map goes.
   @usableFromInline var descriptors: UnsafeMutableRawPointer
+  @usableFromInline var descriptorsEnd: UnsafeMutableRawPointer
   @usableFromInline var driverEvent: UnsafeMutableRawPointer
   @usableFromInline var deviceEvent: UnsafeMutableRawPointer
 
@@ -19,8 +20,7 @@ import CLinux
   @usableFromInline var inflight: PackedInflight
   /// With an inflight log, completions wait here until they are published one by one.
   @usableFromInline let pending: PendingList
-  /// Whether requests are noted in `inflight`, and whether it still has some that an earlier process left.
-  @usableFromInline let logs: Bool
+  /// Whether `inflight` still has requests that an earlier process left.
   @usableFromInline var hasUnfinished: Bool
   @usableFromInline var nextAvailable: PackedPosition
   @usableFromInline var nextUsed: PackedPosition
@@ -34,8 +34,6 @@ import CLinux
   @usableFromInline var hasPublished = false
   @usableFromInline var kicksSuppressed = false
   public private(set) var fault: QueueFault?
-  /// `fault != nil`, as the hot path asks it.
-  @usableFromInline var broken = false
 
   /// Takes up a ring where the layout says, at the positions its base carries: available in the low half, used in the
   /// high one. A high half of 0 beside a fresh low one (some drivers) means both.
@@ -82,14 +80,16 @@ import CLinux
     indirect = layout.indirect
     eventIndex = layout.eventIndex
     self.layout = layout
-    unsafe descriptors = areas.descriptors
+    unsafe (descriptors, descriptorsEnd) = unsafe (
+      areas.descriptors, areas.descriptors + 16 * Int(layout.size)
+    )
     unsafe driverEvent = areas.driver
     unsafe deviceEvent = areas.device
     table = SlotTable(size: layout.size, map: map)
     nextAvailable = available
     nextUsed = used
     batchStart = used
-    logs = inflight.isOn
+    if inflight.isOn { table.notes.insert(.logged) }
     hasUnfinished = inflight.unfinishedCount > 0
     pending = PendingList(capacity: inflight.isOn ? Int(layout.size) : 0)
     self.inflight = inflight
@@ -110,111 +110,22 @@ import CLinux
   }
 
   public var liveCount: Int { @inlinable get { table.liveCount } }
+  @inlinable var broken: Bool { table.notes.contains(.broken) }
+  @inlinable var logs: Bool { table.notes.contains(.logged) }
   public var base: UInt32 { UInt32(nextAvailable.bits) | UInt32(nextUsed.bits) << 16 }
 
   // MARK: Taking chains
 
-  /// The second half of the descriptor at `index`. The acquire orders every later read of the chain after the driver's
-  /// release of its flags (virtio 1.3 §2.8.13.2).
+  /// The second half of a descriptor. The acquire orders every later read of the chain after the driver's release of its flags
+  /// (virtio 1.3 §2.8.13.2).
   @inlinable @inline(__always)
-  func word(at index: UInt16) -> PackedWord {
-    // SAFETY: index < size.
-    unsafe PackedWord(raw: clx_load_acquire_u64(descriptors + 16 * Int(index) + 8))
+  func word(at place: UnsafeMutableRawPointer) -> PackedWord {
+    // SAFETY: a descriptor of the ring.
+    unsafe PackedWord(raw: clx_load_acquire_u64(place + 8))
   }
 
   @inlinable @inline(__always)
-  public mutating func next() -> Chain? {
-    guard !broken, table.hasRoom else { return nil }
-    if logs { return nextLogged() }
-    return nextFromRing(logged: false)
-  }
-
-  /// The same with an inflight log: what it is left with first, then the ring.
-  @usableFromInline @inline(never)
-  mutating func nextLogged() -> Chain? { hasUnfinished ? nextUnfinished() : nextFromRing(logged: true) }
-
-  @inlinable @inline(__always)
-  mutating func nextFromRing(logged: Bool) -> Chain? {
-    let first = word(at: nextAvailable.index)
-    guard first.isAvailable(nextAvailable.wrap) else { return nil }
-    // The last descriptor names the chain, but drivers put the name into the first as well: where that slot is free the
-    // walk goes there, and nothing has to be moved.
-    let guess = first.id
-    let isFree = guess < size ? unsafe table.slots[Int(guess)].state == .free : false
-    let slot = unsafe isFree ? table.slots + Int(guess) : table.scratch
-    var last = first
-    if logged { inflight.begin() }
-    if let fault = unsafe walk(first, last: &last, logged: logged, into: slot)
-      ?? refusal(of: last.id, in: slot)
-    {
-      if logged { inflight.abandon() }
-      unsafe table.close(slot)
-      stop(at: fault)
-      return nil
-    }
-    if logged { inflight.finish(id: last.id) }
-    let own = unsafe table.slots + Int(last.id)
-    if unsafe own != slot { unsafe table.settle(slot, into: own) }
-    nextAvailable.advance(by: unsafe own.pointee.descriptorCount, size: size)
-    return unsafe Chain(head: last.id, slot: own)
-  }
-
-  /// The last descriptor carries the buffer id (virtio 1.3 §2.8.6): the driver's name for the chain, our slot.
-  @inlinable @inline(__always)
-  func refusal(of id: UInt16, in slot: UnsafeMutablePointer<Slot>) -> QueueFault? {
-    guard id < size else { return .headOutOfRange(id, size: size) }
-    let own = unsafe table.slots + Int(id)
-    if unsafe own == slot { return nil }
-    switch unsafe own.pointee.state {
-    case .free: return nil
-    case .dropped: return .chainDropped(id)
-    case .live, .held: return .headInFlight(id)
-    }
-  }
-
-  /// One descriptor of a list: a buffer, or the table that is the whole list (virtio 1.3 §2.8.7).
-  @inlinable @inline(__always)
-  mutating func append(
-    _ address: UInt64, _ word: PackedWord, isAlone: Bool, _ walk: inout Walk,
-    to slot: UnsafeMutablePointer<Slot>
-  ) -> QueueFault? {
-    if word.flags & DescriptorFlag.indirect != 0 {
-      guard indirect else { return .indirectNotNegotiated }
-      guard isAlone, word.flags & DescriptorFlag.next == 0 else { return .indirectWithNext }
-      return unsafe table.appendIndirect(
-        table: address, byteCount: word.length, alreadySeen: 0, sequential: true, &walk,
-        to: slot)
-    }
-    return unsafe table.append(
-      address, word.length, writable: word.flags & DescriptorFlag.write != 0, &walk, to: slot)
-  }
-
-  /// Walks the list that starts with `first` at the next available position.
-  @inlinable @inline(__always)
-  mutating func walk(
-    _ first: PackedWord, last: inout PackedWord, logged: Bool, into slot: UnsafeMutablePointer<Slot>
-  ) -> QueueFault? {
-    var walk = unsafe table.open(slot)
-    var word = first
-    var seen: UInt16 = 0
-    var index = nextAvailable.index
-    while true {
-      // SAFETY: index < size.
-      let address = unsafe clx_load_relaxed_u64(descriptors + 16 * Int(index))
-      seen &+= 1
-      index &+= 1
-      if index == size { index = 0 }
-      last = word
-      let isLast = word.flags & DescriptorFlag.next == 0
-      if logged, !inflight.add(address, word, isLast: isLast) { return .chainTooLong(limit: UInt32(size)) }
-      if let fault = unsafe append(address, word, isAlone: seen == 1, &walk, to: slot) {
-        return fault
-      }
-      if isLast { return unsafe table.give(slot, walk, descriptors: seen) }
-      if seen >= size { return .chainTooLong(limit: UInt32(size)) }
-      word = self.word(at: index)
-    }
-  }
+  public mutating func next() -> Chain? { table.notes.isEmpty ? nextQuickly() : nextNoted() }
 
   @inlinable @inline(__always)
   public mutating func take(_ head: UInt16) -> Chain? {
@@ -233,13 +144,15 @@ import CLinux
     let id = chain.release()
     let count = unsafe slot.pointee.descriptorCount
     unsafe table.finish(slot)
-    if broken { return }
-    if logs {
-      pending.append(UInt64(id) | UInt64(count) << 16 | UInt64(written) << 32)
-      inBatch = true
-      return
+    if !table.notes.isEmpty {
+      if broken { return }
+      if logs {
+        pending.append(UInt64(id) | UInt64(count) << 16 | UInt64(written) << 32)
+        inBatch = true
+        return
+      }
     }
-    let word = PackedWord(used: id, length: written, wrap: nextUsed.wrap)
+    let word = PackedWord(used: id, length: written, at: nextUsed)
     if inBatch {
       // Not seen by the driver before the batch's first: it reads them in order.
       // SAFETY: nextUsed.index < size. Orders the buffer before the mark.
@@ -305,7 +218,7 @@ import CLinux
     for i in 0..<pending.count {
       let id = UInt16(truncatingIfNeeded: pending[i])
       let word = PackedWord(
-        used: id, length: UInt32(truncatingIfNeeded: pending[i] >> 32), wrap: nextUsed.wrap)
+        used: id, length: UInt32(truncatingIfNeeded: pending[i] >> 32), at: nextUsed)
       let place = unsafe descriptors + 16 * Int(nextUsed.index) + 8
       nextUsed.advance(by: UInt16(truncatingIfNeeded: pending[i] >> 16), size: size)
       inflight.prepare(id: id, next: nextUsed)
@@ -336,7 +249,7 @@ import CLinux
   @inlinable @inline(__always)
   package mutating func lookAgain() -> Bool {
     if hasUnfinished { return table.hasRoom }
-    return word(at: nextAvailable.index).isAvailable(nextAvailable.wrap) && table.hasRoom
+    return unsafe available() != nil && table.hasRoom
   }
 
   @inlinable
@@ -354,7 +267,9 @@ import CLinux
       fail(.ringUnmapped)
       return false
     }
-    unsafe descriptors = areas.descriptors
+    unsafe (descriptors, descriptorsEnd) = unsafe (
+      areas.descriptors, areas.descriptors + 16 * Int(layout.size)
+    )
     unsafe driverEvent = areas.driver
     unsafe deviceEvent = areas.device
     table.adopt(map)
@@ -364,7 +279,7 @@ import CLinux
   @inline(never)
   public mutating func fail(_ fault: QueueFault) {
     guard !broken else { return }
-    broken = true
+    table.notes.insert(.broken)
     self.fault = fault
   }
 }

@@ -21,17 +21,30 @@ import Glibc
   @usableFromInline var segments: UnsafeMutablePointer<iovec>
   /// The array of `SlotTable.ownSegments` that the slot falls back to.
   @usableFromInline var own: UnsafeMutablePointer<iovec>
-  @usableFromInline var capacity: UInt32
+  /// What it has to give back when its chain does: {capacity, generation}, asked for together.
+  @usableFromInline var lease: UInt64
   @usableFromInline var readableCount: UInt32
   @usableFromInline var writableCount: UInt32
   @usableFromInline var readableBytes: UInt32
   @usableFromInline var writableBytes: UInt32
-  /// The map the segments point into, by the table's count.
-  @usableFromInline var generation: UInt32
   /// How many descriptors of the ring the chain took (packed: how far to step).
   @usableFromInline var descriptorCount: UInt16
   @usableFromInline var state: SlotState
   @usableFromInline var hasHole: Bool
+
+  @inlinable @inline(__always)
+  static func lease(_ generation: UInt32, _ capacity: UInt32) -> UInt64 {
+    UInt64(generation) << 32 | UInt64(capacity)
+  }
+
+  /// Segments that the array has room for.
+  @inlinable var capacity: UInt32 {
+    get { unsafe UInt32(truncatingIfNeeded: lease) }
+    set { unsafe lease = unsafe Self.lease(generation, newValue) }
+  }
+
+  /// The map the segments point into, by the table's count.
+  @inlinable var generation: UInt32 { unsafe UInt32(truncatingIfNeeded: lease >> 32) }
 }
 
 /// A chain as far as it was walked: in registers while the walk goes on, in its slot once it is over (`SlotTable.give`).

@@ -31,8 +31,8 @@ import Glibc
       let own = unsafe arrays + (i + 1) * SlotTable.ownSegments
       unsafe (slots + i).initialize(
         to: Slot(
-          segments: own, own: own, capacity: UInt32(SlotTable.ownSegments), readableCount: 0,
-          writableCount: 0, readableBytes: 0, writableBytes: 0, generation: 0, descriptorCount: 0,
+          segments: own, own: own, lease: Slot.lease(0, UInt32(SlotTable.ownSegments)), readableCount: 0,
+          writableCount: 0, readableBytes: 0, writableBytes: 0, descriptorCount: 0,
           state: .free, hasHole: false))
     }
   }

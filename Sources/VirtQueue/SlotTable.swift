@@ -3,6 +3,20 @@
 
 import Glibc
 
+/// What makes a chain's coming or going unlike the usual. With none of them, a ring asks no further.
+@usableFromInline struct RingNotes: OptionSet {
+  @usableFromInline var rawValue: UInt8
+  @inlinable init(rawValue: UInt8) { self.rawValue = rawValue }
+  /// The queue has a fault.
+  @usableFromInline static var broken: Self { Self(rawValue: 1) }
+  /// Requests are noted in an inflight log.
+  @usableFromInline static var logged: Self { Self(rawValue: 2) }
+  /// There may be no room for a long chain.
+  @usableFromInline static var crowded: Self { Self(rawValue: 4) }
+  /// The ring is no longer than a usual chain may be.
+  @usableFromInline static var tiny: Self { Self(rawValue: 8) }
+}
+
 /// Slots by head. The struct is what a turn touches; what it rarely needs is in `SlotStorage`.
 @safe @usableFromInline struct SlotTable: ~Copyable {
   /// Segments in each slot's own array: header, a few data pages and a status need no other.
@@ -17,12 +31,17 @@ import Glibc
   // SAFETY: `storage`'s slots, alive with it; every index is a head checked against `size`, or one of the two beside.
   @usableFromInline let slots: UnsafeMutablePointer<Slot>
   /// Counts the maps taken up. Not the maps' own generations: those are their makers', who may start again.
-  @usableFromInline var generation: UInt32 = 0
+  @usableFromInline var generation: UInt32 { UInt32(truncatingIfNeeded: usualLease >> 32) }
+  /// The lease of a slot that has its own array, under this map.
+  @usableFromInline var usualLease = unsafe Slot.lease(0, UInt32(ownSegments))
   @usableFromInline var view: MemoryView
+  // SAFETY: an entry of `view`, of which there is always one.
   /// The region that the last translation hit.
-  @usableFromInline var hint = 0
-  @usableFromInline var liveCount = 0
-  @usableFromInline var longArraysHaveRoom = true
+  @usableFromInline var near: UnsafeMutablePointer<MapEntry>
+  /// Chains given out, and taken back, ever.
+  @usableFromInline var given = 0
+  @usableFromInline var taken = 0
+  @usableFromInline var notes: RingNotes
   /// The next chain was put back: its addresses are to be translated first.
   @usableFromInline var isWaiting = false
   /// Behind an IOMMU: nothing is found in `view`, and this finds it.
@@ -37,10 +56,14 @@ import Glibc
     self.size = size
     unsafe slots = unsafe storage.slots
     view = map.guestView
+    unsafe near = unsafe view.entries
+    notes = unsafe UInt32(size) > QuickWalk.limit ? [] : .tiny
   }
 
+  @inlinable var liveCount: Int { given &- taken }
+
   /// Whether a chain of any length would find room now. False: wait for a completion.
-  @inlinable var hasRoom: Bool { longArraysHaveRoom || liveCount == 0 }
+  @inlinable var hasRoom: Bool { !notes.contains(.crowded) || liveCount == 0 }
 
   /// Whether a device dropped chains since the last `settleDropped`.
   @inlinable var hasDropped: Bool { unsafe slots[-1].readableCount != 0 }
@@ -60,9 +83,7 @@ import Glibc
   /// Begins a walk into a slot that is free.
   @inlinable @inline(__always)
   func open(_ slot: UnsafeMutablePointer<Slot>) -> Walk {
-    // SAFETY: `hint` is a region's place, or 0, where every map has an entry.
-    unsafe Walk(
-      segments: slot.pointee.segments, capacity: slot.pointee.capacity, near: view.entries + hint)
+    unsafe Walk(segments: slot.pointee.segments, capacity: slot.pointee.capacity, near: near)
   }
 
   /// Ends a walk: its chain is in the slot, and counts as given out.
@@ -71,20 +92,30 @@ import Glibc
     _ slot: UnsafeMutablePointer<Slot>, _ walk: Walk, descriptors: UInt16
   ) -> QueueFault? {
     if unsafe walk.hasHole, awaitsTranslation() { return .translationPending }
-    let total = unsafe walk.bytes
-    if total > UInt64(UInt32.max) { return .chainTooLarge }
-    let readable = unsafe walk.sawWritable ? walk.readableBytes : total
-    let readableCount = unsafe walk.sawWritable ? walk.readableCount : walk.count
-    unsafe slot.pointee.readableCount = readableCount
-    unsafe slot.pointee.writableCount = walk.count &- readableCount
-    unsafe slot.pointee.readableBytes = UInt32(truncatingIfNeeded: readable)
-    unsafe slot.pointee.writableBytes = UInt32(truncatingIfNeeded: total &- readable)
-    unsafe slot.pointee.generation = generation
+    if unsafe walk.bytes > UInt64(UInt32.max) { return .chainTooLarge }
+    let all = unsafe (walk.count, walk.bytes)
+    unsafe fill(
+      slot, readable: walk.sawWritable ? (walk.readableCount, walk.readableBytes) : all, all: all,
+      lease: Slot.lease(generation, walk.capacity), descriptors: descriptors, hasHole: walk.hasHole)
+    return nil
+  }
+
+  /// Puts a chain into its slot: segments and bytes, of which the readable come first.
+  @inlinable @inline(__always)
+  mutating func fill(
+    _ slot: UnsafeMutablePointer<Slot>, readable: (count: UInt32, bytes: UInt64),
+    all: (count: UInt32, bytes: UInt64),
+    lease: UInt64, descriptors: UInt16, hasHole: Bool
+  ) {
+    unsafe slot.pointee.readableCount = readable.count
+    unsafe slot.pointee.writableCount = all.count &- readable.count
+    unsafe slot.pointee.readableBytes = UInt32(truncatingIfNeeded: readable.bytes)
+    unsafe slot.pointee.writableBytes = UInt32(truncatingIfNeeded: all.bytes &- readable.bytes)
+    unsafe slot.pointee.lease = lease
     unsafe slot.pointee.descriptorCount = descriptors
     unsafe slot.pointee.state = .live
-    unsafe slot.pointee.hasHole = walk.hasHole
-    liveCount &+= 1
-    return nil
+    unsafe slot.pointee.hasHole = hasHole
+    given &+= 1
   }
 
   /// The slot for a walk that learns its head last (packed: the buffer id).
@@ -102,18 +133,17 @@ import Glibc
   @inlinable @inline(__always)
   mutating func close(_ slot: UnsafeMutablePointer<Slot>) {
     if unsafe slot.pointee.state != .free {
-      liveCount &-= 1
-      if unsafe slot.pointee.generation != generation { unsafe leave(slot.pointee.generation) }
+      unsafe finish(slot)
+    } else if unsafe slot.pointee.capacity != UInt32(Self.ownSegments) {
+      unsafe shrink(slot)
     }
-    unsafe slot.pointee.state = .free
-    if unsafe slot.pointee.capacity != UInt32(Self.ownSegments) { unsafe shrink(slot) }
   }
 
   /// A longer array for a walk that has filled its own.
   @usableFromInline @inline(never)
   mutating func grow(_ slot: UnsafeMutablePointer<Slot>, _ walk: inout Walk) -> Bool {
     let grown = unsafe storage.grow(slot, used: Int(walk.count))
-    longArraysHaveRoom = storage.hasRoom
+    noteRoom()
     unsafe walk.segments = slot.pointee.segments
     unsafe walk.capacity = slot.pointee.capacity
     return grown
@@ -122,20 +152,29 @@ import Glibc
   /// Takes the slot of a chain that was given out back: `close` without its questions.
   @inlinable @inline(__always)
   mutating func finish(_ slot: UnsafeMutablePointer<Slot>) {
-    liveCount &-= 1
+    taken &+= 1
     unsafe slot.pointee.state = .free
-    if unsafe slot.pointee.generation != generation { unsafe leave(slot.pointee.generation) }
+    if unsafe slot.pointee.lease != usualLease { unsafe settleUp(slot) }
+  }
+
+  /// What a slot took that is not the usual goes back.
+  @usableFromInline @inline(never)
+  mutating func settleUp(_ slot: UnsafeMutablePointer<Slot>) {
+    if unsafe slot.pointee.generation != generation { leave(unsafe slot.pointee.generation) }
     if unsafe slot.pointee.capacity != UInt32(Self.ownSegments) { unsafe shrink(slot) }
+  }
+
+  private mutating func noteRoom() {
+    if storage.hasRoom { notes.remove(.crowded) } else { notes.insert(.crowded) }
   }
 
   @usableFromInline @inline(never)
   mutating func shrink(_ slot: UnsafeMutablePointer<Slot>) {
     unsafe storage.shrink(slot)
-    longArraysHaveRoom = storage.hasRoom
+    noteRoom()
   }
 
-  @usableFromInline @inline(never)
-  mutating func leave(_ old: UInt32) { storage.leave(generation: old) }
+  private mutating func leave(_ old: UInt32) { storage.leave(generation: old) }
 
   /// The map that new chains are read under.
   var map: GuestMemoryMap { storage.map }
@@ -149,9 +188,9 @@ import Glibc
   /// From now on chains are read under `map`.
   mutating func adopt(_ map: GuestMemoryMap) {
     storage.adopt(map, after: generation, live: liveCount)
-    generation &+= 1
+    usualLease = unsafe Slot.lease(generation &+ 1, UInt32(Self.ownSegments))
     view = map.guestView
-    hint = 0
+    unsafe near = unsafe view.entries
     userView = map.userView
     userHint = 0
   }

@@ -18,8 +18,7 @@ import CLinux
 
   @usableFromInline var table: SlotTable
   @usableFromInline var inflight: SplitInflight
-  /// Whether requests are noted in `inflight`, and whether it still has some that an earlier process left.
-  @usableFromInline let logs: Bool
+  /// Whether `inflight` still has requests that an earlier process left.
   @usableFromInline var hasUnfinished: Bool
   /// The next available entry to take, and how far the driver was seen to have come.
   @usableFromInline var nextAvailable: UInt16
@@ -33,8 +32,6 @@ import CLinux
   @usableFromInline var hasPublished = false
   @usableFromInline var kicksSuppressed = false
   public private(set) var fault: QueueFault?
-  /// `fault != nil`, as the hot path asks it.
-  @usableFromInline var broken = false
 
   /// Takes up a ring where the layout says; the used index is read from the ring itself. With an inflight area the ring
   /// goes on from there: what is unfinished in it comes out of `next` first, and the base is not asked.
@@ -71,7 +68,7 @@ import CLinux
     unsafe available = areas.available
     unsafe self.used = areas.used
     table = SlotTable(size: layout.size, map: map)
-    logs = inflight.isOn
+    if inflight.isOn { table.notes.insert(.logged) }
     hasUnfinished = inflight.unfinishedCount > 0
     // After a crash SET_VRING_BASE is stale: what was taken is what is used and what is unfinished.
     nextAvailable =
@@ -99,22 +96,25 @@ import CLinux
 
   public var liveCount: Int { @inlinable get { table.liveCount } }
   public var base: UInt32 { UInt32(nextAvailable) }
+  @inlinable var broken: Bool { table.notes.contains(.broken) }
+  @inlinable var logs: Bool { table.notes.contains(.logged) }
 
   // MARK: Taking chains
 
   @inlinable @inline(__always)
   public mutating func next() -> Chain? {
-    guard !broken, table.hasRoom else { return nil }
-    if logs { return nextLogged() }
-    return nextFromRing(logged: false)
+    table.notes.isEmpty ? nextFromRing(isUsual: true) : nextNoted()
   }
 
-  /// The same with an inflight log: what it is left with first, then the ring.
+  /// The same where something is unusual. With an inflight log: what it is left with first, then the ring.
   @usableFromInline @inline(never)
-  mutating func nextLogged() -> Chain? { hasUnfinished ? nextUnfinished() : nextFromRing(logged: true) }
+  mutating func nextNoted() -> Chain? {
+    guard !broken, table.hasRoom else { return nil }
+    return hasUnfinished ? nextUnfinished() : nextFromRing(isUsual: false)
+  }
 
   @inlinable @inline(__always)
-  mutating func nextFromRing(logged: Bool) -> Chain? {
+  mutating func nextFromRing(isUsual: Bool) -> Chain? {
     if nextAvailable == seenAvailable, !look() { return nil }
     // SAFETY: the masked index is below `size`, and the area holds that many entries. The acquire in `look` orders this
     // and every later read of the chain after the driver's publication.
@@ -128,13 +128,13 @@ import CLinux
       unsafe refuse(slot, head)
       return nil
     }
-    if let fault = unsafe walk(from: head, into: slot) {
+    if let fault = unsafe isUsual ? walk(from: head, into: slot) : walkAny(from: head, into: slot) {
       unsafe table.close(slot)
       stop(at: fault)
       return nil
     }
     nextAvailable &+= 1
-    if logged { inflight.take(head) }
+    if !isUsual, logs { inflight.take(head) }
     return unsafe Chain(head: head, slot: slot)
   }
 
@@ -148,7 +148,7 @@ import CLinux
     }
     hasUnfinished = inflight.unfinishedCount > 0
     let slot = unsafe table.slots + Int(head)
-    if let fault = unsafe walk(from: head, into: slot) {
+    if let fault = unsafe walkAny(from: head, into: slot) {
       unsafe table.close(slot)
       inflight.putBack(head)
       hasUnfinished = true
@@ -174,41 +174,6 @@ import CLinux
     return true
   }
 
-  @inlinable @inline(__always)
-  mutating func walk(from head: UInt16, into slot: UnsafeMutablePointer<Slot>) -> QueueFault? {
-    var walk = unsafe table.open(slot)
-    var seen: UInt32 = 0
-    var index = head
-    while true {
-      // SAFETY: index < size, checked for the head by `next` and for each `next` below.
-      let descriptor = unsafe SplitDescriptor(at: descriptors + 16 * Int(index))
-      seen &+= 1
-      if seen > UInt32(size) { return .chainTooLong(limit: UInt32(size)) }
-      if descriptor.flags & DescriptorFlag.indirect != 0 {
-        guard indirect else { return .indirectNotNegotiated }
-        // A table may end a chain of direct descriptors; nothing follows it.
-        guard descriptor.flags & DescriptorFlag.next == 0 else { return .indirectWithNext }
-        if let fault = unsafe table.appendIndirect(
-          table: descriptor.address, byteCount: descriptor.length, alreadySeen: seen &- 1, sequential: false,
-          &walk, to: slot)
-        {
-          return fault
-        }
-        break
-      }
-      if let fault = unsafe table.append(
-        descriptor.address, descriptor.length, writable: descriptor.flags & DescriptorFlag.write != 0,
-        &walk, to: slot)
-      {
-        return fault
-      }
-      if descriptor.flags & DescriptorFlag.next == 0 { break }
-      index = descriptor.next
-      guard index < size else { return .nextOutOfRange(index, table: UInt32(size)) }
-    }
-    return unsafe table.give(slot, walk, descriptors: UInt16(truncatingIfNeeded: seen))
-  }
-
   @usableFromInline @inline(never)
   mutating func refuse(_ slot: UnsafeMutablePointer<Slot>, _ head: UInt16) {
     unsafe fail(slot.pointee.state == .dropped ? .chainDropped(head) : .headInFlight(head))
@@ -221,12 +186,12 @@ import CLinux
     let slot = unsafe chain.slot
     let head = chain.release()
     unsafe table.finish(slot)
-    if broken { return }
+    if !table.notes.isEmpty, broken { return }
     // SAFETY: the masked index is below `size`. One 8-byte store: {le32 id, le32 len}.
     unsafe clx_store_relaxed_u64(
       used + 4 + 8 * Int(nextUsed & mask), UInt64(head) | UInt64(written) << 32)
     nextUsed &+= 1
-    if logs { inflight.batch(head) }
+    if !table.notes.isEmpty, logs { inflight.batch(head) }
   }
 
   @inlinable @inline(__always)
@@ -375,7 +340,7 @@ import CLinux
   @inline(never)
   public mutating func fail(_ fault: QueueFault) {
     guard !broken else { return }
-    broken = true
+    table.notes.insert(.broken)
     self.fault = fault
   }
 }

@@ -147,7 +147,9 @@ extension SlotTable {
     }
     translator.hasBegun = isFirst
     defer { translator.hasBegun = false }
-    return unsafe walkTable(byteCount / 16, alreadySeen, sequential, &walk, slot, unmapped: address) {
+    let table = TableWalk(
+      entries: byteCount / 16, seen: alreadySeen, sequential: sequential, address: address)
+    return unsafe walkTable(table, &walk, slot) {
       SplitDescriptor(address: words[2 * Int($0)], rest: words[2 * Int($0) + 1])
     }
   }
