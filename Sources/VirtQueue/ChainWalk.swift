@@ -127,6 +127,7 @@ extension SlotTable {
     to slot: UnsafeMutablePointer<Slot>
   ) -> QueueFault? {
     guard byteCount > 0, byteCount % 16 == 0 else { return .indirectLength(byteCount) }
+    // SAFETY (all of the body): the slot is one that `open` began `walk` for; the cursor hands out entries of guest memory only.
     let entries = byteCount / 16
     // A split table may be longer than the chain in it; a packed one is the chain.
     guard entries <= Self.mostEntries else { return .indirectLength(byteCount) }

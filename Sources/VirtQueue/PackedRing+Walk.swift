@@ -24,6 +24,7 @@ extension PackedRing {
     guard let first = unsafe available() else { return nil }
     // The last descriptor names the chain, but drivers put the name into the first as well: where that slot is free the
     // walk goes there, and nothing has to be moved.
+    // SAFETY (all of the body): the slot is below the size and free, and so has an array of its own for the walk.
     let head = unsafe first.word.id
     guard head < size, unsafe table.slots[Int(head)].state == .free else {
       return unsafe nextFromRing(first, logged: false)
@@ -72,6 +73,7 @@ extension PackedRing {
   @inlinable @inline(__always)
   func follow(_ walk: inout QuickWalk, _ place: inout Place, writable: Bool) -> QuickWalk.Step {
     let usual = writable ? DescriptorFlag.write : 0
+    // SAFETY (all of the body): a place is one of the ring's descriptors, and its word was read; the walk minds its own array.
     while true {
       let flags = unsafe place.word.flags
       let kind = flags & (DescriptorFlag.indirect | DescriptorFlag.write)
@@ -89,6 +91,7 @@ extension PackedRing {
   mutating func nextNoted() -> Chain? {
     guard !broken, table.hasRoom else { return nil }
     if hasUnfinished { return nextUnfinished() }
+    // SAFETY: the place is the descriptor that is next.
     guard let first = unsafe available() else { return nil }
     return unsafe nextFromRing(first, logged: logs)
   }
@@ -96,6 +99,7 @@ extension PackedRing {
   /// A chain of any kind.
   @usableFromInline @inline(never)
   mutating func nextFromRing(_ first: Place, logged: Bool) -> Chain? {
+    // SAFETY (all of the body): the slot is below the size and free, or the one that is nobody's.
     let id = unsafe first.word.id
     let isFree = id < size ? unsafe table.slots[Int(id)].state == .free : false
     let slot = unsafe isFree ? table.slots + Int(id) : table.scratch
@@ -110,6 +114,7 @@ extension PackedRing {
   mutating func go(
     on quick: QuickWalk, with first: Place, into slot: UnsafeMutablePointer<Slot>
   ) -> Chain? {
+    // SAFETY: the slot is the one that the quick walk went into.
     var (walk, place) = unsafe (table.slowed(quick, slot), first)
     let fault = unsafe finish(&walk, &place, logged: false, into: slot)
     return unsafe conclude(fault, last: place.word, slot)
@@ -120,6 +125,7 @@ extension PackedRing {
   mutating func nextTable(
     _ address: UInt64, _ word: PackedWord, into slot: UnsafeMutablePointer<Slot>
   ) -> Chain? {
+    // SAFETY: the slot is free; the table is looked for in guest memory.
     let fault: QueueFault? =
       !indirect
       ? .indirectNotNegotiated
@@ -134,6 +140,7 @@ extension PackedRing {
   mutating func conclude(
     _ fault: QueueFault?, last: PackedWord, _ slot: UnsafeMutablePointer<Slot>, logged: Bool = false
   ) -> Chain? {
+    // SAFETY (all of the body): what `refusal` lets through is below the size, and its slot is free or the one that was walked into.
     if let fault = unsafe fault ?? refusal(of: last.id, in: slot) {
       if logged { inflight.abandon() }
       unsafe table.close(slot)
@@ -150,6 +157,7 @@ extension PackedRing {
   /// The last descriptor carries the buffer id (virtio 1.3 §2.8.6): the driver's name for the chain, our slot.
   func refusal(of id: UInt16, in slot: UnsafeMutablePointer<Slot>) -> QueueFault? {
     guard id < size else { return .headOutOfRange(id, size: size) }
+    // SAFETY: there are `size` slots.
     let own = unsafe table.slots + Int(id)
     if unsafe own == slot { return nil }
     switch unsafe own.pointee.state {
@@ -165,6 +173,7 @@ extension PackedRing {
     _ address: UInt64, _ word: PackedWord, isAlone: Bool, _ walk: inout Walk,
     to slot: UnsafeMutablePointer<Slot>
   ) -> QueueFault? {
+    // SAFETY (all of the body): the slot is the one that `walk` goes into.
     if word.flags & DescriptorFlag.indirect != 0 {
       guard indirect else { return .indirectNotNegotiated }
       guard isAlone, word.flags & DescriptorFlag.next == 0 else { return .indirectWithNext }
@@ -180,6 +189,7 @@ extension PackedRing {
   private mutating func finish(
     _ walk: inout Walk, _ place: inout Place, logged: Bool, into slot: UnsafeMutablePointer<Slot>
   ) -> QueueFault? {
+    // SAFETY (all of the body): the slot is the one that `walk` goes into; a step stays in the ring.
     var seen = unsafe UInt16(truncatingIfNeeded: walk.count)
     while true {
       seen &+= 1

@@ -77,6 +77,7 @@ extension SlotTable {
   /// Ends a quick walk of at most 2^32 - 1 bytes: its chain is in the slot, and counts as given out.
   @inlinable @inline(__always)
   mutating func give(_ slot: UnsafeMutablePointer<Slot>, _ quick: QuickWalk, descriptors: UInt16) {
+    // SAFETY: `quick` wrote `count` segments into this slot's own array.
     unsafe fill(
       slot, readable: (quick.readableCount, quick.readableBytes), all: (quick.count, quick.bytes),
       lease: usualLease, descriptors: descriptors, hasHole: false)
@@ -160,6 +161,7 @@ extension SlotTable {
   private mutating func walkAnyTable(
     _ address: UInt64, _ byteCount: UInt32, _ sequential: Bool, into slot: UnsafeMutablePointer<Slot>
   ) -> QueueFault? {
+    // SAFETY: the slot is free, and its walk begins here.
     var walk = unsafe open(slot)
     let fault = unsafe appendIndirect(
       table: address, byteCount: byteCount, alreadySeen: 0, sequential: sequential, &walk, to: slot)

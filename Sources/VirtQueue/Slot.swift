@@ -18,6 +18,7 @@ import Glibc
 /// One head's chain, walked once: its segments first the readable, then the writable ones.
 @unsafe @usableFromInline struct Slot {
   /// `count` segments of `capacity`; a nil base marks a hole (bytes that are not in guest memory).
+  // SAFETY: `own`, or an array that the table gave for this chain and takes back with it.
   @usableFromInline var segments: UnsafeMutablePointer<iovec>
   /// The array of `SlotTable.ownSegments` that the slot falls back to.
   @usableFromInline var own: UnsafeMutablePointer<iovec>

@@ -42,6 +42,7 @@ extension SplitRing {
   ) -> QueueFault? {
     guard indirect else { return .indirectNotNegotiated }
     guard descriptor.flags & DescriptorFlag.next == 0 else { return .indirectWithNext }
+    // SAFETY: the slot is free; the table is looked for in guest memory.
     return unsafe table.walkAlone(
       table: descriptor.address, byteCount: descriptor.length, sequential: false, into: slot)
   }

@@ -61,32 +61,16 @@ private struct World: Hashable {
     return next
   }
 
+  private func with(_ change: (inout World) -> Void) -> World {
+    var next = self
+    change(&next)
+    return next
+  }
+
   private func driverMoves(_ rules: WakeupRules) -> [World] {
-    func with(_ change: (inout World) -> Void) -> World {
-      var next = self
-      change(&next)
-      return next
-    }
     let fenced = driverStores.isEmpty || rules.omission == .driverFence
     switch driver.place {
-    case .free:
-      var all: [World] = []
-      if Int(driver.added) < rules.chains, Int(driver.added - driver.seen) < rules.depth {
-        all.append(
-          with {
-            $0.driver.added += 1
-            $0.driverStores.append(Store(word: .available, value: $0.driver.added))
-            $0.driver.place = .added
-          })
-      }
-      if driver.added > driver.seen {
-        all.append(
-          with {
-            $0.driverStores.append(Store(word: .driverWish, value: rules.wish(at: driver.seen)))
-            $0.driver.place = .asked
-          })
-      }
-      return all
+    case .free: return freeDriverMoves(rules)
     case .added: return fenced ? [with { $0.driver.place = .addFenced }] : []
     case .addFenced:
       return [
@@ -121,6 +105,26 @@ private struct World: Hashable {
         }
       ]
     }
+  }
+
+  private func freeDriverMoves(_ rules: WakeupRules) -> [World] {
+    var all: [World] = []
+    if Int(driver.added) < rules.chains, Int(driver.added - driver.seen) < rules.depth {
+      all.append(
+        with {
+          $0.driver.added += 1
+          $0.driverStores.append(Store(word: .available, value: $0.driver.added))
+          $0.driver.place = .added
+        })
+    }
+    if driver.added > driver.seen {
+      all.append(
+        with {
+          $0.driverStores.append(Store(word: .driverWish, value: rules.wish(at: driver.seen)))
+          $0.driver.place = .asked
+        })
+    }
+    return all
   }
 
   /// The driver's decision, with its own arithmetic.
