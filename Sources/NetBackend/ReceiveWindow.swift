@@ -159,15 +159,34 @@ import VirtQueue
   }
 
   /// Copies bytes into the buffers, from the start of the oldest plus `offset`.
+  @inline(__always)
   mutating func write(_ source: UnsafeRawPointer, _ length: Int, at offset: Int) {
+    if let place = unsafe straight(offset, length) {
+      unsafe clx_copy_once(place, source, UInt(length))
+      return
+    }
     unsafe move(UnsafeMutableRawPointer(mutating: source), length, offset: offset, outward: false)
   }
 
   /// Copies bytes out of the buffers.
+  @inline(__always)
   func read(_ target: UnsafeMutableRawPointer, _ length: Int, at offset: Int) {
+    if let place = unsafe straight(offset, length) {
+      unsafe clx_copy_once(target, place, UInt(length))
+      return
+    }
     unsafe move(target, length, offset: offset, outward: true)
   }
 
+  /// Where bytes of the first segment are; nil where not all of them are in it.
+  @inline(__always)
+  private func straight(_ offset: Int, _ length: Int) -> UnsafeMutableRawPointer? {
+    // SAFETY: the first vector is always there, and of a held chain while there is a segment.
+    guard segmentCount > 0, unsafe vectors[first].iov_len >= offset + length else { return nil }
+    return unsafe vectors[first].iov_base.map { unsafe $0 + offset }
+  }
+
+  @inline(never)
   private func move(_ near: UnsafeMutableRawPointer, _ length: Int, offset: Int, outward: Bool) {
     var skip = offset
     var done = 0
