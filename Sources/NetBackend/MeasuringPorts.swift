@@ -116,6 +116,8 @@ import Glibc
     used -= room
     head += room
     if head == Self.capacity { head = 0 }
+    // Begun anew when it is empty, so that few frames need few lines of the cache.
+    if used == 0 { clear() }
     return done
   }
 }

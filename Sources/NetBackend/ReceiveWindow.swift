@@ -60,8 +60,11 @@ import VirtQueue
     var sum = 0
     for i in 0..<taken {
       // SAFETY: i < part.count, and there is room, as above.
-      unsafe vectors[first + segmentCount + i] = part.vectors[i]
-      unsafe sum += part.vectors[i].iov_len
+      // The walk stored base and length one by one just now; loaded as one, they would wait until both are in the cache.
+      let base = unsafe UnsafeMutableRawPointer(bitPattern: UInt(clx_load_relaxed_u64(part.vectors + i)))
+      let length = unsafe part.vectors[i].iov_len
+      unsafe vectors[first + segmentCount + i] = iovec(iov_base: base, iov_len: length)
+      sum += length
     }
     return Buffer(head: 0, segments: UInt16(taken), bytes: sum)
   }
