@@ -7,6 +7,7 @@ public enum QueueBudget {
   @inlinable public static var chains: Int { 64 }
   /// Chains before the first publication of a turn: a driver that polls works on what it was shown while we go on.
   @inlinable public static var firstChains: Int { 16 }
-  /// Bytes in them: a queue of large requests takes as long as one of small ones. The chain that crosses it is the last.
-  @inlinable public static var bytes: Int { 1 << 20 }
+  /// Bytes in them, as many as the chains have at 4 KiB: a queue of large requests takes as long as one of small ones. The chain that
+  /// crosses it is the last.
+  @inlinable public static var bytes: Int { 1 << 18 }
 }
