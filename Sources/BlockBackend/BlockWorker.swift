@@ -22,6 +22,8 @@ import VirtQueue
   let raw: Int32
   let map: ImageMap?
   private var cached: CachedReads?
+  /// The image, where reads may come from a mapping of it.
+  private let mapped: MappedImage?
   // SAFETY: `size` requests; indexed by heads, which are below the queue's size. A request is read only between the
   // `hold` that wrote it and the `take` that ends it.
   let requests: UnsafeMutablePointer<BlockRequest>
@@ -39,7 +41,12 @@ import VirtQueue
     raw = device.image.raw ?? -1
     map = device.image.map
     // By `map` of Optional, debug builds (6.3.1) take nil for a value.
-    if let map = device.image.cacheMap { cached = CachedReads(map) } else { cached = nil }
+    if let cache = device.image.cacheMap {
+      (cached, mapped) = (CachedReads(cache), cache.image)
+    } else {
+      cached = nil
+      if let map { mapped = map.image } else { mapped = nil }
+    }
     unsafe requests = .allocate(capacity: Int(size))
     gate = RateGate(device.limiter)
   }
@@ -48,28 +55,59 @@ import VirtQueue
 
   mutating func service<R: VirtRing & ~Copyable>(_ q: inout QueueIO<R>) {
     cached?.beginTurn()
-    while let chain = q.next() { begin(chain, &q) }
+    // One that waits for its turn under a limit has none behind it taken.
+    if mapped == nil || gate.isOn {
+      while let chain = q.next() {
+        let header = Self.header(of: chain)
+        begin(chain, header, isLimited: true, &q)
+      }
+    } else {
+      serviceAhead(&q)
+    }
     if run.count > 0, let file { startRun(file, &q) }
+  }
+
+  /// Looks at each request while the one before it is still to be done: memory that the image is mapped to answers late, and
+  /// meanwhile another's bytes are copied.
+  private mutating func serviceAhead<R: VirtRing & ~Copyable>(_ q: inout QueueIO<R>) {
+    var now: (head: UInt16, header: BlockHeader?)?
+    repeat {
+      var coming: (head: UInt16, header: BlockHeader?)?
+      if let chain = q.next() {
+        let header = Self.header(of: chain)
+        if let header, header.type == BlockRequestType.read { mapped?.expect(sector: header.sector) }
+        coming = (chain.hold(), header)
+      }
+      if let now, let chain = q.take(now.head) { begin(chain, now.header, isLimited: false, &q) }
+      now = coming
+    } while now != nil
   }
 
   // MARK: A request comes in
 
-  private mutating func begin<R: VirtRing & ~Copyable>(_ chain: consuming Chain, _ q: inout QueueIO<R>) {
+  /// A request's header, copied out once; nil where the chain has none.
+  @inline(__always)
+  private static func header(of chain: borrowing Chain) -> BlockHeader? {
     var words: (UInt64, UInt64) = (0, 0)
     // SAFETY: the buffer is the local pair.
     let copied = unsafe withUnsafeMutableBytes(of: &words) { unsafe chain.readable.copyOut(to: $0) }
+    return copied == BlockHeader.byteCount ? BlockHeader(words: words) : nil
+  }
+
+  private mutating func begin<R: VirtRing & ~Copyable>(
+    _ chain: consuming Chain, _ found: BlockHeader?, isLimited: Bool, _ q: inout QueueIO<R>
+  ) {
     guard let status = StatusPlace(in: chain.writable) else {
       // Nowhere to say anything: the length tells (virtio 1.3 §2.7.8.2).
       q.count(.malformed)
       q.complete(chain, written: 0)
       return
     }
-    guard copied == BlockHeader.byteCount, !chain.hasHole else {
+    guard let header = found, !chain.hasHole else {
       end(chain, .ioError, at: status, &q)
       return
     }
-    let header = BlockHeader(words: words)
-    if gate.isOn {
+    if isLimited, gate.isOn {
       let delay = admit(header, bytes: chain.byteCount, q)
       if delay > 0 {
         waitForTurn(chain, header, delay, &q)

@@ -35,7 +35,7 @@ final class CacheMappings: Sendable {
   /// What is known of a chunk.
   enum State { case whole, partial, unknown }
 
-  fileprivate let image: MappedImage
+  let image: MappedImage
   // SAFETY: of the image's mappings, which its owner keeps: a byte a chunk. Read and written by any thread, atomically.
   private nonisolated(unsafe) let found: UnsafeMutableRawPointer
 

@@ -40,7 +40,7 @@ final class ImageMappings: Sendable {
   /// Pages of a chunk: what one look is for. 2 MiB.
   fileprivate static let chunkPages: UInt64 = 512
 
-  private let image: MappedImage
+  let image: MappedImage
   // SAFETY: of the image's mappings, which its owner keeps: a bit a page; a byte a chunk. Changed by any thread, atomically.
   private nonisolated(unsafe) let bits: UnsafeMutableRawPointer
   private nonisolated(unsafe) let looked: UnsafeMutableRawPointer

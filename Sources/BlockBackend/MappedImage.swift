@@ -55,6 +55,16 @@ import HostIO
     return isWhole
   }
 
+  /// Asks for the first four lines at a sector, which is any number: they are read soon, and those behind them come by themselves.
+  @inline(__always)
+  func expect(sector: UInt64) {
+    let (offset, overflow) = sector.multipliedReportingOverflow(by: sectorBytes)
+    guard !overflow, offset < byteCount else { return }
+    // SAFETY: asked for, not touched: a page that is not there stays so.
+    let place = unsafe base + Int(offset)
+    for line in 0..<4 { unsafe clx_prefetch_read(place + 64 &* line) }
+  }
+
   /// Asks the kernel which pages are in memory: bit 0 of `answer`, which has room for `count` pages. Those are the image's. False
   /// where it does not say.
   func look(at page: UInt64, _ count: UInt64, _ answer: inout MutableSpan<UInt8>) -> Bool {
