@@ -127,9 +127,9 @@ struct ThreadClock {
 
   private init(id: clockid_t) { self.id = id }
 
-  /// The thread of a name that was started last.
+  /// The thread of a name, of which there is one at a time.
   init?(of name: String) {
-    var newest: Int32?
+    var found: Int32?
     // SAFETY: entries are read before the next call; the directory is closed once.
     guard let folder = unsafe opendir("/proc/self/task") else { return nil }
     defer { unsafe closedir(folder) }
@@ -138,11 +138,11 @@ struct ThreadClock {
         unsafe String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self)
       }
       guard let thread = Int32(number), Self.name(of: thread) == name else { continue }
-      newest = max(newest ?? 0, thread)
+      found = thread
     }
-    guard let newest else { return nil }
+    guard let found else { return nil }
     // The kernel's clock of a thread: CPUCLOCK_SCHED and CPUCLOCK_PERTHREAD_MASK (clock_getcpuclockid(3)).
-    id = ~newest << 3 | 6
+    id = ~found << 3 | 6
   }
 
   /// Nanoseconds.

@@ -18,7 +18,8 @@ enum NetBenchError: Error {
 /// One queue of a card, from its start to `stop`.
 final class Session {
   static let size: UInt16 = 256
-  private static let name = "net-bench"
+  /// Not the program's, which is the name of its first thread.
+  private static let name = "queue"
   /// Where frames are handled: the driver and the sender of frames run elsewhere (`taskset`), as a guest does.
   static let cpus = [0]
 
@@ -154,7 +155,7 @@ final class Reception {
     var ours: UInt64 = 0
     for _ in 0..<rounds {
       try send()
-      rest()
+      try rest()
       let before = session.clock.now
       try receive()
       ours += session.clock.now - before
@@ -183,9 +184,11 @@ final class Reception {
   }
 
   /// Waits until the queue's thread does nothing: it was woken by the frames, and had no buffers for them.
-  private func rest() {
+  private func rest() throws {
+    let limit = Monotonic.now &+ 10_000_000_000
     var seen: UInt64 = 0
     while seen != session.clock.now {
+      guard Monotonic.now < limit else { throw NetBenchError.stalled }
       seen = session.clock.now
       _ = poll(nil, 0, 1)
     }
