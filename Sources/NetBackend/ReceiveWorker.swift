@@ -149,7 +149,7 @@ struct ReceiveSetup: Sendable {
       }
       guard needsMore, let chain = q.next() else { return }
       if isUsable(chain) {
-        Self.expect(chain)
+        chain.prefetchWritable()
         let noted = window.note(chain)
         window.add(noted, head: chain.hold())
       } else {
@@ -169,15 +169,6 @@ struct ReceiveSetup: Sendable {
     if !terms.mergeable { return window.isEmpty }
     guard window.hasRoom else { return false }
     return window.bytes < max(goal, parkedBytes) || port.file == nil && window.count < Self.ahead
-  }
-
-  /// Asks for the beginning of a buffer, which the driver's processor had last.
-  private static func expect(_ chain: borrowing Chain) {
-    let part = chain.writable
-    // SAFETY: asked for, not touched.
-    guard part.count > 0, let base = unsafe part.vectors[0].iov_base else { return }
-    unsafe clx_prefetch_write(base)
-    unsafe clx_prefetch_write(base + 64)
   }
 
   // MARK: Frames

@@ -50,38 +50,28 @@ import VirtQueue
     unsafe vectors = behind.bindMemory(to: iovec.self, capacity: count)
   }
 
-  /// Takes a few chains ahead of the one that is sent, so that their frames' beginnings are at hand when they are looked at.
   mutating func service<R: VirtRing & ~Copyable>(_ q: inout QueueIO<R>) {
-    while waiting == nil {
-      var heads = InlineArray<16, UInt16>(repeating: 0)
-      var count = 0
+    if port.file == nil, !gate.isOn {
+      if waiting == nil { serviceAhead(&q) }
+      return
+    }
+    while waiting == nil, let chain = q.next() { transmit(chain, &q) }
+  }
+
+  /// Takes a few chains ahead of the one that is sent, so that their frames' beginnings are at hand when they are looked at. Only for a
+  /// port that lets none wait, and without a limit: nothing is ever put back. A tap's call takes longer than what this saves.
+  private mutating func serviceAhead<R: VirtRing & ~Copyable>(_ q: inout QueueIO<R>) {
+    var heads = InlineArray<16, UInt16>(repeating: 0)
+    var count: Int
+    repeat {
+      count = 0
       while count < heads.count, let chain = q.next() {
-        Self.expect(chain)
+        chain.prefetchReadable()
         heads[count] = chain.hold()
         count += 1
       }
-      if count == 0 { return }
-      var sent = 0
-      while sent < count, waiting == nil {
-        if let chain = q.take(heads[sent]) { transmit(chain, &q) }
-        sent += 1
-      }
-      // Those behind a frame that waits go back, the last first.
-      while count > sent {
-        count -= 1
-        if let chain = q.take(heads[count]) { q.untake(chain) }
-      }
-    }
-  }
-
-  /// Asks for the beginning of a frame, which the driver's processor had last.
-  @inline(__always)
-  private static func expect(_ chain: borrowing Chain) {
-    let part = chain.readable
-    // SAFETY: asked for, not touched.
-    guard part.count > 0, let base = unsafe part.vectors[0].iov_base else { return }
-    unsafe clx_prefetch_read(base)
-    unsafe clx_prefetch_read(base + 64)
+      for i in 0..<count { if let chain = q.take(heads[i]) { transmit(chain, &q, hasTurn: true) } }
+    } while count == heads.count
   }
 
   var wantsChains: Bool { waiting == nil }
@@ -127,7 +117,7 @@ import VirtQueue
   /// A chain is held until the port takes frames again, or its turn comes.
   var isWaiting: Bool { waiting != nil }
 
-  /// `hasTurn`: the frame's tokens were taken before.
+  /// `hasTurn`: the frame's tokens were taken before, or no limit holds it.
   mutating func transmit<R: VirtRing & ~Copyable>(
     _ chain: consuming Chain, _ q: inout QueueIO<R>, hasTurn: Bool = false
   ) {
