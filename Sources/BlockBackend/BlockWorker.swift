@@ -59,7 +59,7 @@ import VirtQueue
     if mapped == nil || gate.isOn {
       while let chain = q.next() {
         let header = Self.header(of: chain)
-        begin(chain, header, isLimited: true, &q)
+        begin(chain, header, mayWait: true, &q)
       }
     } else {
       serviceAhead(&q)
@@ -78,7 +78,7 @@ import VirtQueue
         if let header, header.type == BlockRequestType.read { mapped?.expect(sector: header.sector) }
         coming = (chain.hold(), header)
       }
-      if let now, let chain = q.take(now.head) { begin(chain, now.header, isLimited: false, &q) }
+      if let now, let chain = q.take(now.head) { begin(chain, now.header, mayWait: false, &q) }
       now = coming
     } while now != nil
   }
@@ -94,8 +94,9 @@ import VirtQueue
     return copied == BlockHeader.byteCount ? BlockHeader(words: words) : nil
   }
 
+  /// `mayWait`: a limit may hold the request back; false where one behind it is taken already.
   private mutating func begin<R: VirtRing & ~Copyable>(
-    _ chain: consuming Chain, _ found: BlockHeader?, isLimited: Bool, _ q: inout QueueIO<R>
+    _ chain: consuming Chain, _ found: BlockHeader?, mayWait: Bool, _ q: inout QueueIO<R>
   ) {
     guard let status = StatusPlace(in: chain.writable) else {
       // Nowhere to say anything: the length tells (virtio 1.3 §2.7.8.2).
@@ -107,7 +108,7 @@ import VirtQueue
       end(chain, .ioError, at: status, &q)
       return
     }
-    if isLimited, gate.isOn {
+    if mayWait, gate.isOn {
       let delay = admit(header, bytes: chain.byteCount, q)
       if delay > 0 {
         waitForTurn(chain, header, delay, &q)
